@@ -1,0 +1,48 @@
+# Each target builds .venv by itself. PYTHON picks the interpreter that makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+CHAPTERS := $(wildcard nbs/[0-9]*.ipynb)
+
+.PHONY: demo test test-full lab notebooks check-notebooks dist clean
+
+demo: $(STAMP)  ## run the playbook on the demo POC; succeeds exactly when the demo ends in its NO-GO
+	@$(BIN)/genai-playbook run demo; code=$$?; \
+	if [ $$code -eq 1 ]; then echo "The demo POC is NO-GO, as it should be: its flaws were found."; else echo "The demo ended with exit code $$code, not in NO-GO (1)."; exit 1; fi
+
+test: check-notebooks  ## everything that CI runs
+	$(BIN)/ruff check .
+	$(BIN)/nbdev-test --n_workers 2
+	$(BIN)/python -m pytest -m "not slow"
+
+test-full: check-notebooks  ## with the tests that take minutes
+	$(BIN)/ruff check .
+	$(BIN)/nbdev-test --n_workers 2
+	$(BIN)/python -m pytest
+
+# Export and clean work on a copy, so that a check never changes what it checks
+check-notebooks: $(STAMP)
+	@rm -rf build/check && mkdir -p build/check && cp -r pyproject.toml settings.ini setup.py README.md LICENSE nbs genai_playbook build/check/
+	@cd build/check && ../../$(BIN)/nbdev-export && ../../$(BIN)/nbdev-clean
+	@diff -r -q nbs build/check/nbs || { echo "Notebooks are not clean: run nbdev-clean."; exit 1; }
+	@diff -r -q -x __pycache__ genai_playbook build/check/genai_playbook || { echo "Modules differ from their notebooks: run nbdev-export."; exit 1; }
+	@rm -rf build/check
+
+lab: $(STAMP)  ## JupyterLab on the chapters
+	$(BIN)/jupyter lab nbs
+
+notebooks: $(STAMP)  ## execute every notebook in place with the demo, so that its outputs are evidence
+	$(BIN)/python -m genai_playbook.refresh
+
+dist: $(STAMP)  ## sdist and wheel
+	$(BIN)/python -m build
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+$(STAMP): pyproject.toml settings.ini setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch$$(sed -n 's/^torch==/==/p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)

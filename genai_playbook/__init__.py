@@ -1,0 +1,18 @@
+"""From generative-AI proof of concept to production: notebooks that measure, gate and record.
+
+The public surface is what `__all__` names; heavy libraries are imported where they are used."""
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOME = dict(PlaybookError='errors', run='runner', Progress='runner', load_card='card', Card='card', Answer='models', Estimate='stats', GateSpec='evidence', Gate='evidence', gate='evidence',
+             not_tested='evidence', record='evidence', read_evidence='evidence', decide='evidence', Decision='evidence', find_chapters='chapters')
+__all__ = ['__version__', *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name):
+    if name not in _HOME: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
+
+
+def __dir__(): return __all__

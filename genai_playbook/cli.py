@@ -1,0 +1,144 @@
+"The command line: thin, and quick to say what it can do"
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genai_playbook.errors import PlaybookError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode='rich', pretty_exceptions_enable=False,
+                  help='From a generative-AI proof of concept to one decision: GO, NO-GO or INSUFFICIENT EVIDENCE.',
+                  epilog='First steps:  [bold]genai-playbook run demo[/]   then   [bold]genai-playbook init my-poc[/]')
+Poc = Annotated[str, typer.Argument(metavar='POC', help='A card (poc.yaml), its folder, or a bundled POC: demo, demo-hardened, demo-regressed.')]
+
+
+def _console(**kw):
+    from rich.console import Console
+    return Console(highlight=False, soft_wrap=True, **kw)
+
+
+def _version(value: bool):
+    if value:
+        from genai_playbook import __version__
+        print(f'genai-playbook {__version__}')
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')] = False): ...
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help='A new folder for your POC.')],
+):
+    "Write a commented card with the demo's data and model: it runs at once, and is easy to point at your own."
+    from genai_playbook.card import init_poc
+    path = init_poc(folder)
+    _console().print(f'Wrote {path}\n\nIt runs as it is:   genai-playbook run {path}\nThen open it and point `model` and `data` at your own.')
+
+
+@app.command()
+def check(poc: Poc):
+    "Load the model, get one answer, and say what a run will need: rows for each gate, time, money, and which chapters cannot run."
+    from genai_playbook.checking import check_poc, print_check
+    raise typer.Exit(print_check(check_poc(poc), _console()))
+
+
+@app.command()
+def run(
+    poc: Poc,
+    effort: Annotated[str, typer.Option(help='[bold]quick[/]: a first answer from small samples. [bold]full[/]: all the data.')] = 'full',
+    chapters: Annotated[str|None, typer.Option(help='Only these, separated by commas; the result is then PARTIAL. See `genai-playbook chapters`.')] = None,
+    param: Annotated[list[str]|None, typer.Option('-p', '--param', metavar='CHAPTER.NAME=VALUE', help="Set one chapter's parameter; may be given again.")] = None,
+    out: Annotated[str, typer.Option(help='Folder for evidence, or an address that papermill can write (s3://, gs://, abfs://).')] = 'evidence',
+    jobs: Annotated[int, typer.Option(min=1, help='Chapters side by side; those that measure time always run alone.')] = 1,
+    timeout: Annotated[float, typer.Option(min=1, help='Seconds that one chapter may take.')] = 1800,
+    resume: Annotated[bool, typer.Option(help='Go on with the newest run that was cut off; finished chapters that are still valid are kept.')] = False,
+    accept_partial: Annotated[bool, typer.Option(help='Exit 0 for a partial run in which nothing failed.')] = False,
+):
+    """Run the playbook on a POC: executed notebooks, a report, one decision.
+
+    Exit code: 0 GO, 1 NO-GO, 2 bad card or usage, 3 insufficient evidence or partial, 4 a chapter broke, 130 interrupted."""
+    from genai_playbook.checking import preflight
+    from genai_playbook.runner import run as run_playbook
+    from genai_playbook.screen import ScreenProgress, print_result
+    console = _console()
+    chosen = [c.strip() for c in chapters.split(',') if c.strip()] if chapters is not None else None
+    if chosen == []: raise PlaybookError('--chapters names no chapter; see `genai-playbook chapters`.')
+    params = parse_params(param or [])
+    preflight(poc)
+    with ScreenProgress(console) as progress:
+        evidence = run_playbook(poc, chosen, effort, params, out, jobs, timeout, resume, progress)
+    print_result(evidence, console)
+    d = evidence['decision']
+    clean = accept_partial and evidence['partial'] and d['exit_code'] == 3 and not any(g['verdict'] in ('INSUFFICIENT', 'NOT TESTED') and g['hard'] for g in evidence['gates'])
+    raise typer.Exit(0 if clean else d['exit_code'])
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help='A run folder: evidence/<poc>/<time>-<digest>.')],
+):
+    "Make the report of a run again from its executed notebooks."
+    from genai_playbook.card import load_card
+    from genai_playbook.runner import finish, load_run
+    from genai_playbook.report import chapter_html
+    state = load_run(folder)
+    for c in state.chapters:
+        if c.notebook: chapter_html(state.folder/c.notebook, state.folder/c.html)
+    finish(state, load_card(state.card))
+    _console().print(f'{state.folder/"index.html"}')
+
+
+@app.command()
+def chapters():
+    "List the chapters, what each answers, and its parameters."
+    import json
+
+    from rich.table import Table
+
+    from genai_playbook.chapters import find_chapters
+    from genai_playbook.runner import OWN, notebook_parameters
+    console, t = _console(), Table('chapter', 'it answers', 'parameters (-p chapter.name=value)', show_lines=True)
+    for c in find_chapters().values():
+        ps = notebook_parameters(json.loads(c.path.read_text(encoding='utf-8')), c.path.name).values()
+        t.add_row(f'[bold]{c.name}[/]', c.question, '\n'.join(f'{p.name} = {p.default!r}  [dim]{p.help}[/]' for p in ps if p.name not in OWN))
+    console.print(t)
+
+
+def parse_params(
+    items: list[str],  # 'chapter.name=value', the value as YAML would read it
+) -> dict[str, dict]:
+    "Chapter: {name: value}; raises PlaybookError on another form"
+    import yaml
+    res: dict[str, dict] = {}
+    for item in items:
+        key, eq, value = item.partition('=')
+        chapter, dot, name = key.partition('.')
+        if not (eq and dot and chapter and name): raise PlaybookError(f'-p {item}: write chapter.name=value, for example -p success.worst=5.')
+        try: res.setdefault(chapter, {})[name] = yaml.safe_load(value)
+        except yaml.YAMLError: res.setdefault(chapter, {})[name] = value
+    return res
+
+
+def main():
+    "Entry point: what a user can mend is one sentence and exit code 2, our own bug is 70"
+    os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    try: app()
+    except PlaybookError as e:
+        _console(stderr=True).print(str(e), style='red', markup=False)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        print('Interrupted: finished chapters are kept; go on with --resume.', file=sys.stderr)
+        sys.exit(130)
+    except Exception:
+        import traceback
+        traceback.print_exc()
+        print('This is a bug in genai_playbook, not in your POC: please report the lines above.', file=sys.stderr)
+        sys.exit(70)
+
+
+if __name__ == '__main__': main()

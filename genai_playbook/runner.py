@@ -1,0 +1,396 @@
+"""Runs chapters through papermill, more strictly than papermill does, and keeps what they said in a run folder
+
+A run folder holds `state.json` (what was asked, how far it came) and one executed notebook per chapter; everything else in it is derived from those. Each file appears
+whole or not at all, so that a run that was killed can be resumed."""
+import ast
+import hashlib
+import io
+import json
+import os
+import threading
+import time
+import tokenize
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from genai_playbook.chapters import ChapterInfo, chapter_gates, find_chapters
+from genai_playbook.errors import PlaybookError
+
+__all__ = ['Parameter', 'ChapterRun', 'Run', 'Progress', 'notebook_parameters', 'effective_parameters', 'plan', 'execute_chapter', 'finish', 'keep_remote', 'run', 'load_run', 'newest_run', 'gather']
+
+EFFORTS = ('quick', 'full')
+OWN = ('poc', 'effort', 'run_dir')  # the parameters that the runner itself sets
+DONE, BROKE, TIMED_OUT, EXEMPT, NOT_RUN = 'done', 'broke', 'timed out', 'exempt', 'not run'
+
+
+# --- parameters ---------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Parameter:
+    "One parameter that a notebook declares"
+    name: str
+    default: object  # a literal
+    type: str        # its annotation, or the type of its default
+    help: str        # the comment behind it
+
+
+def notebook_parameters(
+    nb: Mapping,  # a notebook as JSON data or a NotebookNode
+    name: str = 'notebook',  # for error texts
+) -> dict[str, Parameter]:
+    "The literal assignments of the one cell tagged `parameters`; raises PlaybookError when there is no such cell or it derives anything"
+    cells = [c for c in nb['cells'] if 'parameters' in c['metadata'].get('tags', [])]
+    if len(cells) != 1: raise PlaybookError(f'{name}: {len(cells)} cells are tagged `parameters`, there must be exactly one (nbdev-clean keeps the tag only with allowed_cell_metadata_keys).')
+    src = ''.join(cells[0]['source'])
+    notes = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(src).readline) if t.type == tokenize.COMMENT}
+    res = {}
+    for o in ast.parse(src).body:
+        target = o.target if isinstance(o, ast.AnnAssign) else o.targets[0] if isinstance(o, ast.Assign) and len(o.targets) == 1 else None
+        try: default = ast.literal_eval(o.value)
+        except (ValueError, AttributeError): target = None
+        if not isinstance(target, ast.Name): raise PlaybookError(f'{name}: `{ast.unparse(o)}` is not a literal parameter; derive it in the next cell.')
+        kind = ast.unparse(o.annotation) if isinstance(o, ast.AnnAssign) else type(default).__name__
+        res[target.id] = Parameter(target.id, default, kind, notes.get(o.end_lineno, ''))
+    return res
+
+
+def effective_parameters(
+    known: Mapping[str, Parameter],
+    given: Mapping,  # what to set instead of the defaults
+    name: str = 'notebook',  # for error texts
+) -> dict:  # every parameter with its value, so that the executed notebook records all of them
+    "Defaults and `given` together; raises PlaybookError on an unknown name or another type"
+    res = {k: p.default for k, p in known.items()}
+    for k, v in given.items():
+        if k not in known:
+            from difflib import get_close_matches
+            near = get_close_matches(k, known, 1)
+            raise PlaybookError(f'{name} has no parameter `{k}`' + (f'; did you mean `{near[0]}`?' if near else f'; it takes {", ".join(known)}.'))
+        want = type(known[k].default)
+        if want is float and type(v) is int: v = float(v)
+        if known[k].default is not None and type(v) is not want: raise PlaybookError(f'{name}.{k} takes {want.__name__} ({known[k].help}), not {type(v).__name__} {v!r}.')
+        res[k] = v
+    return res
+
+
+# --- what a run is ------------------------------------------------------------------------------
+@dataclass
+class ChapterRun:
+    "One chapter of a run"
+    name: str
+    title: str
+    question: str = ''
+    status: str = NOT_RUN
+    seconds: float = 0.
+    notebook: str = ''   # file name in the run folder, '' until the chapter ended
+    html: str = ''
+    error: str = ''      # why it broke, in one line
+    key: str = ''        # digest of everything the chapter's result depends on
+
+
+@dataclass
+class Run:
+    "A run folder's state.json"
+    folder: Path
+    poc: str
+    card: str            # path of the card, or the bundled name
+    effort: str
+    parameters: dict[str, dict] = field(default_factory=dict)  # chapter: what was set
+    chosen: list[str]|None = None   # None: the whole playbook
+    started: str = ''
+    finished: str = ''
+    exemptions: list[dict] = field(default_factory=list)
+    digests: dict = field(default_factory=dict)
+    notebooks: str|None = None      # folder of the chapters; None: the playbook's own
+    chapters: list[ChapterRun] = field(default_factory=list)
+
+    def save(self):
+        "Write state.json, whole"
+        from genai_playbook.report import write_whole
+        write_whole(self.folder/'state.json', json.dumps({**asdict(self), 'folder': None}, indent=1, default=str, ensure_ascii=False))
+
+    def chapter(self, name: str) -> ChapterRun:
+        "The chapter called `name`"
+        return next(c for c in self.chapters if c.name == name)
+
+
+def load_run(
+    folder: Path,  # a run folder; raises PlaybookError when it is none
+) -> Run:
+    "What state.json in `folder` says"
+    try:
+        d = json.loads((Path(folder)/'state.json').read_text(encoding='utf-8'))
+        return Run(**{**d, 'folder': Path(folder), 'chapters': [ChapterRun(**c) for c in d['chapters']]})
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise PlaybookError(f'{folder} is not a run folder of this version (state.json: {type(e).__name__}): name a folder that `genai-playbook run` made.') from None
+
+
+def newest_run(
+    poc: str,  # a POC's name
+    base: Path,  # the folder that holds evidence/<poc>/...
+    finished: bool|None = None,  # only runs that have (True) or have not (False) come to their end
+) -> Run|None:
+    "The newest run of `poc` below `base`"
+    for f in sorted(Path(base).glob(f'{poc}/*/state.json'), reverse=True):
+        try: r = load_run(f.parent)
+        except PlaybookError: continue  # of another version: not a run that could be read
+        if finished is None or bool(r.finished) == finished: return r
+
+
+def gather(
+    run: Run|Path|str,  # a run, or its folder
+):  # (gates, records): list of evidence.Gate, dict of name to data
+    "Everything the executed notebooks of a run say; a gate that its chapter declares but never recorded is NOT TESTED"
+    from genai_playbook.card import load_card
+    from genai_playbook.evidence import NOT_TESTED, Gate, read_evidence, unmeasured
+    run = run if isinstance(run, Run) else load_run(Path(run))
+    infos = find_chapters(Path(run.notebooks) if run.notebooks else None)
+    gates, records, card = [], {}, None
+    for c in run.chapters:
+        if c.status == EXEMPT or c.name not in infos: continue
+        ev = read_evidence(run.folder/c.notebook) if c.notebook and c.status == DONE else None
+        if c.notebook and c.status in (BROKE, TIMED_OUT):
+            try: ev = read_evidence(run.folder/c.notebook)
+            except PlaybookError: ev = None  # the chapter is already reported as broken
+        gates += ev.gates if ev else []
+        records.update(ev.records if ev else {})
+        have = {g.code for g in ev.gates} if ev else set()
+        for s in chapter_gates(infos[c.name]):
+            if s.code in have: continue
+            card = card or load_card(run.card)
+            est, why = unmeasured(), f'chapter {c.name} {"has not run" if c.status == NOT_RUN else c.status if c.status != DONE else "did not record it"}'
+            gates.append(Gate(s.code, s.chapter, s.name, s.metric, est.value, est.low, est.high, est.level, 0, s.unit, card.threshold(s), s.direction, NOT_TESTED,
+                              card.is_hard(s), est.method, note=why, advice=s.advice))
+    return gates, records
+
+
+# --- planning -----------------------------------------------------------------------------------
+def _sha(*parts) -> str: return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def plan(
+    card,  # what `load_card` gives
+    chosen: Iterable[str]|None = None,  # chapters to run; None: all
+    params: Mapping[str, Mapping]|None = None,  # chapter: {parameter: value}
+    effort: str = 'full',
+    folder: Path|None = None,  # other chapters than the playbook's own
+) -> tuple[dict[str, ChapterInfo], dict[str, dict]]:  # chapters by name, and the effective parameters of each
+    "Which chapters run with which parameters; raises PlaybookError before anything runs"
+    every, params = find_chapters(folder), params or {}
+    if effort not in EFFORTS: raise PlaybookError(f'--effort takes {" or ".join(EFFORTS)}, not {effort!r}.')
+    for n in [*(chosen or ()), *params]:
+        if n not in every:
+            from difflib import get_close_matches
+            near = get_close_matches(n, every, 1)
+            raise PlaybookError(f'There is no chapter `{n}`' + (f'; did you mean `{near[0]}`?' if near else f'; there are {", ".join(every)}.'))
+    exempt = {e['chapter'] for e in card.exemptions}
+    infos = {n: c for n, c in every.items() if (chosen is None or n in set(chosen)) and n not in exempt}
+    effective = {}
+    for n, c in infos.items():
+        known = notebook_parameters(json.loads(c.path.read_text(encoding='utf-8')), c.path.name)
+        own = {k: v for k, v in dict(poc=str(card.path), effort=effort, run_dir='').items() if k in known}
+        given = params.get(n, {})
+        if bad := set(given) & set(OWN): raise PlaybookError(f'-p {n}.{sorted(bad)[0]} is set by the runner: name the card as the argument of `run`, and use --effort.')
+        effective[n] = effective_parameters(known, {**own, **given}, n)
+    return infos, effective
+
+
+# --- one chapter --------------------------------------------------------------------------------
+def execute_chapter(
+    src: Path,  # the notebook
+    dst: Path,  # where the executed notebook goes, whole, also when a cell failed
+    params: Mapping,  # every parameter
+    timeout: float = 1800.,  # seconds for the whole chapter
+    on_cell: Callable[[int, int], None] = lambda done, total: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[str, str]:  # status, and what went wrong in one line
+    "Execute one notebook in its own kernel and folder; a cell that never ran counts as broken"
+    import warnings
+
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    partial = dst.parent/'.partial'/dst.name
+    partial.parent.mkdir(exist_ok=True)
+    total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells'])
+    seen, deadline = iter(range(1, total+2)), clock()+timeout
+    left = lambda cell: max(1, int(deadline-clock()))
+    status, error = DONE, ''
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # papermill's and nbclient's own deprecations, not the chapter's
+        try:
+            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, timeout_func=left, store_widget_state=True,
+                                  resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=lambda **kw: on_cell(next(seen), total+1))
+            skipped = [c.id for c in nb.cells if c.cell_type == 'code' and c.source.strip() and c.metadata.papermill.status != 'completed']
+            if skipped: status, error = BROKE, f'{len(skipped)} cells did not run: something ended the notebook early'
+        except PapermillExecutionError as e: status, error = BROKE, f'{e.ename}: {e.evalue}'.splitlines()[0][:300]
+        except CellTimeoutError: status, error = TIMED_OUT, f'it took longer than {timeout:,.0f} s; allow more with --timeout'
+        except DeadKernelError: status, error = BROKE, 'its kernel died, often for want of memory; look at the last cell that ran'
+    if partial.exists(): os.replace(partial, dst)
+    return status, error
+
+
+# --- progress -----------------------------------------------------------------------------------
+class Progress:
+    "What the runner reports while it works; this one is silent, the command line has one that draws"
+    def start(self, run: Run): "The run begins"
+    def chapter(self, chapter: ChapterRun): "A chapter starts"
+    def cell(self, chapter: ChapterRun, done: int, total: int): "A cell of it ended"
+    def end(self, chapter: ChapterRun, gates: list): "The chapter ended, with these gates"
+
+
+# --- the end of a run ---------------------------------------------------------------------------
+def _environment() -> dict:
+    "What the run ran on"
+    import platform
+    from importlib.metadata import version
+
+    import psutil
+
+    from genai_playbook import __version__
+    libs = ('torch', 'transformers', 'evaluate', 'fairlearn', 'pandas', 'numpy', 'scipy', 'scikit-learn', 'papermill', 'nbconvert')
+    return dict(genai_playbook=__version__, python=platform.python_version(), platform=platform.platform(), processor=platform.machine(), cores=os.cpu_count(),
+                memory_gib=round(psutil.virtual_memory().total/2**30, 1), **{n: version(n) for n in libs})
+
+
+def finish(
+    run: Run,
+    card,
+) -> dict:  # the evidence
+    "Decide, and write evidence.json, index.html, junit.xml, summary.md, model_card.md and manifest.json beside the notebooks"
+    from genai_playbook import report
+    from genai_playbook.evidence import decide
+    gates, records = gather(run)
+    chapters = [{k: v for k, v in asdict(c).items() if k != 'key'} for c in run.chapters]
+    evidence = dict(schema='genai_playbook/evidence/1', decision=decide(gates, chapters, run.exemptions, chosen=run.chosen).to_dict(), gates=[g.to_dict() for g in gates], chapters=chapters,
+                    poc=dict(name=card.name, card=run.card, promise=card.outcome.promise), environment=_environment(), digests=run.digests, records=records, effort=run.effort,
+                    parameters=run.parameters, partial=run.chosen is not None, started=run.started, finished=run.finished)
+    report.write_evidence(evidence, run.folder/'evidence.json')
+    for name, text in dict(zip(('junit.xml', 'summary.md', 'model_card.md'), (report.junit_xml(evidence), report.summary_md(evidence), report.model_card_md(evidence)))).items():
+        report.write_whole(run.folder/name, text)
+    report.index_html(evidence, run.folder)
+    report.manifest(run.folder, dict(poc=run.digests, notebooks={i.path.name: hashlib.sha256(i.path.read_bytes()).hexdigest() for i in find_chapters(Path(run.notebooks) if run.notebooks else None).values()}))
+    return {**evidence, 'folder': str(run.folder)}
+
+
+def keep_remote(
+    folder: Path,  # a finished run
+    address: str,  # s3://, gs://, abfs:// …: whatever papermill can write
+) -> str:  # the address
+    "Copy a run folder through papermill's writers; raises PlaybookError when the address cannot be written"
+    from papermill.iorw import papermill_io
+    for p in sorted(folder.iterdir()):
+        if p.is_file():
+            try: papermill_io.write(p.read_text(encoding='utf-8'), f'{address}/{p.name}', extensions=None)
+            except Exception as e:  # each store has errors of its own
+                raise PlaybookError(f'Cannot write {address} ({type(e).__name__}): check the address, its extra (pip install "papermill[s3]" …) and your rights; the run itself is in {folder}.') from None
+    return address
+
+
+# --- the run ------------------------------------------------------------------------------------
+def _needs(info: ChapterInfo, all_: Iterable[str]) -> set[str]:
+    return {n for n in all_ if n != info.name} if 'all' in info.needs else set(info.needs) & set(all_)
+
+
+def _schedule(infos: Mapping[str, ChapterInfo], work: Callable[[str], None], jobs: int):
+    "Call `work` on every chapter, those it needs first, one that measures time alone"
+    waiting, running = dict(infos), {}
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or running:
+                alone = any(infos[n].exclusive for n in running.values())
+                for n, c in list(waiting.items()):
+                    if alone or len(running) >= jobs: break
+                    if _needs(c, infos) & (set(waiting) | set(running.values())) or (c.exclusive and running): continue
+                    running[pool.submit(work, n)] = n
+                    del waiting[n]
+                    alone = c.exclusive
+                if not running: raise PlaybookError(f'Chapters {", ".join(waiting)} need each other: mend `needs` in their metadata.')
+                done: set[Future]
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for f in done:
+                    del running[f]
+                    f.result()
+        except BaseException:
+            for f in running: f.cancel()
+            raise
+
+
+def _new_folder(base: Path, card, digest: str, now: datetime) -> Path:
+    try:
+        folder = base/card.name/f'{now:%Y%m%dT%H%M%SZ}-{digest[:8]}'
+        folder.mkdir(parents=True, exist_ok=False)
+    except FileExistsError:
+        return _new_folder(base, card, _sha(digest), now)
+    except OSError as e:
+        raise PlaybookError(f'Cannot write to {base} ({e.strerror}): choose another folder with --out.') from None
+    return folder
+
+
+def run(
+    poc: str|Path,  # a card, its folder, or the name of a bundled POC
+    chapters: Iterable[str]|None = None,  # None: the whole playbook
+    effort: str = 'full',  # 'quick': small samples, a first answer
+    params: Mapping[str, Mapping]|None = None,  # chapter: {parameter: value}
+    out: str|Path = 'evidence',  # a local folder, or an address that papermill can write (s3://, gs://, abfs://)
+    jobs: int = 1,  # chapters side by side
+    timeout: float = 1800.,  # seconds for one chapter
+    resume: bool = False,  # go on with the newest run that did not end, keeping chapters that are still valid
+    progress: Progress|None = None,
+    notebooks: Path|None = None,  # other chapters than the playbook's own
+) -> dict:  # the evidence, as evidence.json has it, with `folder`
+    "Run the playbook on a POC and write its evidence; raises PlaybookError for what the user can mend"
+    from genai_playbook.card import load_card
+    card, progress = load_card(poc), progress or Progress()
+    chosen = list(chapters) if chapters is not None else None
+    infos, effective = plan(card, chosen, params, effort, notebooks)
+    remote = str(out) if '://' in str(out) else ''
+    base = Path('evidence' if remote else out).resolve()
+    now = datetime.now(timezone.utc)
+    digests = card.digests()
+    old = newest_run(card.name, base, finished=False) if resume else None
+    folder = old.folder if old else _new_folder(base, card, _sha(digests, effort, effective), now)
+    state = Run(folder, card.name, str(card.path), effort, {n: dict(p) for n, p in (params or {}).items()}, chosen, old.started if old else now.isoformat(timespec='seconds'),
+                exemptions=[dict(e) for e in card.exemptions], digests=digests, notebooks=str(notebooks) if notebooks else None)
+    every = find_chapters(notebooks)
+    kept = {c.name: c for c in old.chapters} if old else {}
+    for n, c in every.items():
+        if n in infos:
+            key = _sha(digests, effective[n], hashlib.sha256(c.path.read_bytes()).hexdigest())
+            had = kept.get(n)
+            ok = had and had.key == key and had.status == DONE and (folder/had.notebook).exists() and 'all' not in c.needs
+            state.chapters.append(had if ok else ChapterRun(n, c.title, c.question, key=key))
+        elif n in {e['chapter'] for e in state.exemptions}:
+            state.chapters.append(ChapterRun(n, c.title, c.question, EXEMPT))
+    state.save()
+    progress.start(state)
+    lock = threading.Lock()
+
+    def work(name: str):
+        c, info = state.chapter(name), infos[name]
+        progress.chapter(c)
+        kw = {**effective[name], **({'run_dir': str(folder)} if 'run_dir' in effective[name] else {})}
+        start, nb = time.monotonic(), folder/info.path.name
+        status, error = execute_chapter(info.path, nb, kw, timeout, lambda done, total: progress.cell(c, done, total))
+        gates = []
+        if status == DONE:
+            from genai_playbook.evidence import read_evidence
+            try: gates = read_evidence(nb).gates
+            except PlaybookError as e: status, error = BROKE, str(e)
+        with lock:
+            c.status, c.error, c.seconds, c.notebook = status, error, round(time.monotonic()-start, 2), nb.name if nb.exists() else ''
+            if c.notebook:
+                from genai_playbook.report import chapter_html
+                chapter_html(nb, nb.with_suffix('.html'))
+                c.html = nb.with_suffix('.html').name
+            state.save()
+        progress.end(c, gates)
+
+    _schedule({n: i for n, i in infos.items() if state.chapter(n).status == NOT_RUN}, work, jobs)
+    state.finished = datetime.now(timezone.utc).isoformat(timespec='seconds')
+    evidence = finish(state, card)
+    state.save()
+    if remote: evidence['folder'] = keep_remote(folder, f'{remote.rstrip("/")}/{card.name}/{folder.name}')
+    return evidence

@@ -1,0 +1,69 @@
+"What a run shows on a terminal: live bars where there is one, a line per event where there is none"
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from genai_playbook.runner import ChapterRun, Progress, Run
+
+__all__ = ['ScreenProgress', 'print_result', 'STYLE', 'SYMBOL']
+
+STYLE = {'PASS': 'green', 'FAIL': 'bold red', 'INSUFFICIENT': 'yellow', 'NOT TESTED': 'dim', 'GO': 'bold green', 'NO-GO': 'bold red', 'INSUFFICIENT EVIDENCE': 'bold yellow',
+         'done': 'green', 'broke': 'bold red', 'timed out': 'bold red', 'exempt': 'dim'}
+SYMBOL = {'PASS': '✓', 'FAIL': '✗', 'INSUFFICIENT': '?', 'NOT TESTED': '–', 'done': '✓', 'broke': '✗', 'timed out': '✗', 'exempt': '–'}
+
+
+class ScreenProgress(Progress):
+    "Progress of a run on a rich console"
+    def __init__(self, console):
+        self.console, self.tasks = console, {}
+        self.bars = Bars(SpinnerColumn(), TextColumn('{task.description}'), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('{task.fields[said]}'),
+                         console=console, disable=not console.is_terminal)
+
+    def __enter__(self):
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exc): self.bars.stop()
+
+    def start(self, run: Run):
+        n = sum(c.status == 'not run' for c in run.chapters)
+        self.console.print(f'[bold]{escape(run.poc)}[/]: {n} chapter{"s"*(n != 1)} to run, effort {run.effort}, evidence in {escape(str(run.folder))}')
+
+    def chapter(self, chapter: ChapterRun):
+        self.tasks[chapter.name] = self.bars.add_task(f'{chapter.name:<12}', total=None, said='')
+        if not self.console.is_terminal: self.console.print(f'{chapter.name}: started')
+
+    def cell(self, chapter: ChapterRun, done: int, total: int): self.bars.update(self.tasks[chapter.name], completed=done, total=total)
+
+    def end(self, chapter: ChapterRun, gates: list):
+        said = ' '.join(f'[{STYLE[g.verdict]}]{SYMBOL[g.verdict]} {g.code}[/]' for g in gates)
+        if chapter.error: said += f' [red]{escape(chapter.error)}[/]'
+        self.bars.update(self.tasks[chapter.name], total=1, completed=1, visible=False)
+        self.console.print(f'[{STYLE[chapter.status]}]{SYMBOL[chapter.status]} {chapter.name:<12}[/] {chapter.status:<9} {chapter.seconds:6.1f} s  {said}')
+
+
+def _value(g: dict) -> str:
+    num = lambda x: x if isinstance(x, str) else f'{x:.4g}'
+    return '–' if g['verdict'] == 'NOT TESTED' else f'{num(g["value"])}  [{num(g["low"])}, {num(g["high"])}]'
+
+
+def print_result(
+    evidence: dict,  # what `run` returns
+    console,
+):
+    "The decision table, what to do next, and where the report is"
+    d = evidence['decision']
+    t = Table(title=None, box=None, pad_edge=False, header_style='dim')
+    for name, kw in dict(verdict={}, gate={}, asks=dict(overflow='fold'), value={}, needed={}, n=dict(justify='right')).items(): t.add_column({'value': 'value [95 % bounds]', 'needed': 'asked'}.get(name, name), **kw)
+    for g in sorted(evidence['gates'], key=lambda g: (not g['hard'], g['code'])):
+        sign = {'>=': '≥', '<=': '≤'}[g['direction']]
+        t.add_row(f'[{STYLE[g["verdict"]]}]{SYMBOL[g["verdict"]]} {g["verdict"]}[/]', g['code'] + ('' if g['hard'] else ' [dim](advisory)[/]'), escape(g['name']), escape(_value(g)),
+                  f'{sign} {g["threshold"]:.4g}', f'{g["n"]:,}')
+    console.print()
+    console.print(t)
+    console.print(f'\n[{STYLE[d["verdict"]]}]{escape(d["headline"])}[/]')
+    for r in d['reasons']: console.print(f'  · {escape(r)}')
+    if d['next_steps']: console.print('\nNext:')
+    for i, s in enumerate(d['next_steps'], 1): console.print(f'  {i}. [bold]{escape(s["code"])}[/] {escape(s["step"])}')
+    console.print(f'\nReport: {escape(evidence["folder"])}/index.html')
