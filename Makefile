@@ -32,7 +32,7 @@ lab: $(STAMP)  ## JupyterLab on the chapters
 	$(BIN)/jupyter lab nbs
 
 notebooks: $(STAMP)  ## execute every notebook in place with the demo, so that its outputs are evidence
-	$(BIN)/python -m genai_playbook.refresh
+	$(BIN)/python .ci/refresh
 
 dist: $(STAMP)  ## sdist and wheel
 	$(BIN)/python -m build

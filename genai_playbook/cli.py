@@ -62,14 +62,18 @@ def run(
     """Run the playbook on a POC: executed notebooks, a report, one decision.
 
     Exit code: 0 GO, 1 NO-GO, 2 bad card or usage, 3 insufficient evidence or partial, 4 a chapter broke, 130 interrupted."""
+    from genai_playbook.card import load_card
     from genai_playbook.checking import preflight
+    from genai_playbook.runner import plan
     from genai_playbook.runner import run as run_playbook
     from genai_playbook.screen import ScreenProgress, print_result
     console = _console()
     chosen = [c.strip() for c in chapters.split(',') if c.strip()] if chapters is not None else None
     if chosen == []: raise PlaybookError('--chapters names no chapter; see `genai-playbook chapters`.')
     params = parse_params(param or [])
-    preflight(poc)
+    card = load_card(poc)
+    plan(card, chosen, params, effort)
+    preflight(card)
     with ScreenProgress(console) as progress:
         evidence = run_playbook(poc, chosen, effort, params, out, jobs, timeout, resume, progress)
     print_result(evidence, console)

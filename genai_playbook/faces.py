@@ -24,18 +24,21 @@ def badge(
     return f'<strong style="{style}">{SYMBOLS.get(verdict, "·")} {escape(verdict)}</strong>'
 
 # %% ../nbs/foundations/faces.ipynb #3d0e759d
+def _float(x) -> float: return float('nan' if x is None else x)
+
 def number(
     x, # the number; also "NaN", "Infinity", None
     unit:str='share', # 'share' is shown in per cent; 'count' and 'ratio' bare; any other unit follows the number
     digits:int=0, # decimals more than usual
 ) -> str:
     "A number as people read it"
-    x = float('nan' if x is None else x)
+    x = _float(x)
     if math.isnan(x): return 'not measured'
     tail = {'share': '\u00a0%', 'count': '', 'ratio': '', '': ''}.get(unit, '\u00a0'+unit)
-    if math.isinf(x): return ('−' if x<0 else '')+'∞'+tail
     if unit=='share': x *= 100
     size = abs(x)
+    if math.isinf(x): return ('−' if x<0 else '')+'∞'+tail
+    if size>=1e15: return f'{x:.3g}'.replace('-', '−')+tail
     places = digits + (1 if unit=='share' else 0 if size>=100 or (unit=='count' and x==int(x)) else 1 if size>=10 else 2 if size>=1 else 3 if size>=.1 else 5)
     s = f'{x:,.{places}f}'
     if '.' in s: s = s.rstrip('0').rstrip('.')
@@ -51,7 +54,7 @@ def gate_numbers(
     g,keys = _dict(gate),('value','low','high','threshold')
     for digits in range(6):
         s = {k: number(g.get(k), g.get('unit', 'share'), digits) for k in keys}
-        if all(s[k]!=s['threshold'] or float(g[k])==float(g['threshold']) for k in keys): break
+        if all(s[k]!=s['threshold'] or _float(g.get(k))==_float(g.get('threshold')) for k in keys): break
     return s
 
 # %% ../nbs/foundations/faces.ipynb #6e17c498
@@ -60,12 +63,12 @@ def scale(
 ) -> tuple[float, float]: # ends of the axis
     "The axis on which a gate is drawn: the same for all gates of its unit and order of magnitude"
     g = _dict(gate)
-    xs = [x for x in (float('nan' if g.get(k) is None else g[k]) for k in ('low','high','value','threshold')) if math.isfinite(x)] or [0.]
+    xs = [x for x in (_float(g.get(k)) for k in ('low','high','value','threshold')) if math.isfinite(x)] or [0.]
     lo,hi = min(xs),max(xs)
     if g.get('unit', 'share')=='share' and lo>=0 and hi<=1:
-        w = next((w for w in (.02,.1,.5) if 1.1*min(hi, 1-lo)<=w), 1.)
+        w = next((w for w in (.02,.1,.2,.5) if 1.1*min(hi, 1-lo)<=w), 1.)
         return (0.,w) if hi<=1-lo else (1-w,1.)
-    most = 1.1*max(abs(lo), abs(hi), 1e-9)
+    most = min(1.1*max(abs(lo), abs(hi), 1e-9), 1e300)
     base = 10.**math.floor(math.log10(most))
     top = next(base*m for m in (1,2,5,10) if most<=base*m)
     return (-top if lo<0 else 0.), top
@@ -79,7 +82,7 @@ def interval_svg(
     "The gate's interval, estimate and threshold as inline SVG, described for screen readers"
     g = _dict(gate)
     lo,hi = ends or scale(g)
-    v,low,high,t = (float('nan' if g.get(k) is None else g[k]) for k in ('value','low','high','threshold'))
+    v,low,high,t = (_float(g.get(k)) for k in ('value','low','high','threshold'))
     def px(x): return round(8 + (width-16)*min(max((x-lo)/(hi-lo), 0), 1), 1)
     up,out = g.get('direction', '>=')=='>=',[]
     def draw(tag, **a): out.append(f'<{tag} '+' '.join(f'{k.replace("_","-")}="{x}"' for k,x in a.items())+'/>')
@@ -96,7 +99,7 @@ def interval_svg(
             draw('path', d=f'M{x-4*d} 10l{4*d} 4l{-4*d} 4' if end<lo and d<0 or end>hi and d>0 else f'M{x} 10v8', stroke='currentColor', stroke_width='1.5', fill='none')
     if math.isfinite(v): draw('circle', cx=px(v), cy=14, r=4, fill='currentColor')
     label = escape(f'{g.get("name", "gate")}: {numbers_text(g)}', quote=True)
-    return f'<svg role="img" aria-label="{label}" width="{width}" height="28" viewBox="0 0 {width} 28" style="vertical-align:middle;max-width:100%">{"".join(out)}</svg>'
+    return f'<svg role="img" aria-label="{label}" width="{width}" height="28" viewBox="0 0 {width} 28" style="vertical-align:middle;max-width:100%;min-width:0">{"".join(out)}</svg>'
 
 def numbers_text(
     gate, # a `Gate` or its dict
@@ -111,11 +114,13 @@ def numbers_text(
 def basis_text(
     gate, # a `Gate` or its dict
 ) -> str:
-    "What the numbers rest on: n, clusters, unscored rows, method"
+    "What the numbers rest on: n, clusters, unscored rows, method, and the n that would decide"
     g = _dict(gate)
     parts = [f'n = {int(g.get("n") or 0):,}' + (f' in {int(g["clusters"]):,} clusters' if g.get('clusters') else '')]
     if g.get('unscored'): parts.append(f'{int(g["unscored"]):,} unscored, counted worst and best')
-    return ', '.join(parts + [str(g['method'])]*bool(g.get('method')))
+    if g.get('method') and g.get('n'): parts.append(str(g['method']))
+    if g.get('needed'): parts.append(f'{int(g["needed"]):,} would decide')
+    return ', '.join(parts)
 
 def gate_html(
     gate, # a `Gate` or its dict
@@ -125,9 +130,9 @@ def gate_html(
     g,s = _dict(gate),gate_numbers(gate)
     verdict,e = g.get('verdict', 'NOT TESTED'),lambda k: escape(str(g.get(k) or ''))
     where = f' · <a href="{escape(href, quote=True)}" style="color:inherit">see the cell</a>' if href else ''
-    lo,hi = (number(x, g.get('unit', 'share')) for x in scale(g))
+    lo,hi = (escape(number(x, g.get('unit', 'share'))) for x in scale(g))
     measured = s['value']!='not measured' or s['low']!='not measured'
-    axis = f'<div style="line-height:2"><small>{lo}</small> {interval_svg(g, width=320)} <small>{hi}</small></div>' if measured else ''
+    axis = f'<div style="display:flex;align-items:center;gap:.5em"><small style="white-space:nowrap">{lo}</small> {interval_svg(g, width=320)} <small style="white-space:nowrap">{hi}</small></div>' if measured else ''
     note = f'<div>{e("note")}</div>' if g.get('note') else ''
     return (f'<div style="border-left:4px solid {COLOURS.get(verdict, "#57606a")};padding:.35em 0 .35em .9em;margin:.6em 0;max-width:52em;line-height:1.55">'
             f'<div>{badge(verdict)} <strong>{e("name")}</strong> <small>{e("code")} · {"hard" if g.get("hard") else "advisory"} gate{where}</small></div>'
@@ -144,6 +149,10 @@ def gate_text(
                                    f'  {numbers_text(g)}', f'  {basis_text(g)}', f'  {g["note"]}' if g.get('note') else '']))
 
 # %% ../nbs/foundations/faces.ipynb #f600fd88
+def _headline(d) -> str:  # beside the verdict, without saying it twice
+    h,v = str(d.get('headline') or ''),str(d.get('verdict'))
+    rest = h[len(v):].lstrip(' ,:') if h.startswith(v) else h
+    return rest[:1].upper()+rest[1:]
 def _reason(r) -> str: return r if isinstance(r, str) else ': '.join(str(_dict(r)[k]) for k in ('code','reason') if _dict(r).get(k))
 def _step(s) -> tuple[str, str]: return ('', s) if isinstance(s, str) else (str(_dict(s).get('code') or ''), str(_dict(s).get('step') or ''))
 
@@ -157,7 +166,7 @@ def decision_html(
     why = [f'<li>{escape(_reason(r))}</li>' for r in d.get('reasons') or []]
     then = [f'<li>{f"<strong>{escape(c)}</strong> " if c else ""}{escape(s)}</li>' for c,s in map(_step, d.get('next_steps') or [])]
     return (f'<div style="border-left:6px solid {COLOURS.get(verdict, "#57606a")};padding:.5em 0 .5em 1.1em;margin:.6em 0;max-width:52em;line-height:1.55">'
-            f'<div style="font-size:1.5em">{badge(verdict)}</div><div style="font-size:1.1em;margin-top:.4em">{escape(str(d.get("headline") or ""))}</div>'
+            f'<div style="font-size:1.5em">{badge(verdict)}</div><div style="font-size:1.1em;margin-top:.4em">{escape(_headline(d))}</div>'
             f'{items("ul", "Why", why)}{items("ol", "What to do next", then)}</div>')
 
 def decision_text(
@@ -168,4 +177,4 @@ def decision_text(
     verdict = d.get('verdict', 'INSUFFICIENT EVIDENCE')
     why = [f'  - {_reason(r)}' for r in d.get('reasons') or []]
     then = [f'  {i}. {c}{" " if c else ""}{s}' for i,(c,s) in enumerate(map(_step, d.get('next_steps') or []), 1)]
-    return '\n'.join([f'{SYMBOLS.get(verdict, "·")} {verdict}  {d.get("headline") or ""}'] + (['Why']+why if why else []) + (['What to do next']+then if then else []))
+    return '\n'.join([f'{SYMBOLS.get(verdict, "·")} {verdict}  {_headline(d)}'] + (['Why']+why if why else []) + (['What to do next']+then if then else []))

@@ -185,7 +185,7 @@ def plan(
             from difflib import get_close_matches
             near = get_close_matches(n, every, 1)
             raise PlaybookError(f'There is no chapter `{n}`' + (f'; did you mean `{near[0]}`?' if near else f'; there are {", ".join(every)}.'))
-    exempt = {e['chapter'] for e in card.exemptions}
+    exempt = card.exempt()
     infos = {n: c for n, c in every.items() if (chosen is None or n in set(chosen)) and n not in exempt}
     effective = {}
     for n, c in infos.items():
@@ -242,19 +242,6 @@ class Progress:
 
 
 # --- the end of a run ---------------------------------------------------------------------------
-def _environment() -> dict:
-    "What the run ran on"
-    import platform
-    from importlib.metadata import version
-
-    import psutil
-
-    from genai_playbook import __version__
-    libs = ('torch', 'transformers', 'evaluate', 'fairlearn', 'pandas', 'numpy', 'scipy', 'scikit-learn', 'papermill', 'nbconvert')
-    return dict(genai_playbook=__version__, python=platform.python_version(), platform=platform.platform(), processor=platform.machine(), cores=os.cpu_count(),
-                memory_gib=round(psutil.virtual_memory().total/2**30, 1), **{n: version(n) for n in libs})
-
-
 def finish(
     run: Run,
     card,
@@ -265,10 +252,10 @@ def finish(
     gates, records = gather(run)
     chapters = [{k: v for k, v in asdict(c).items() if k != 'key'} for c in run.chapters]
     evidence = dict(schema='genai_playbook/evidence/1', decision=decide(gates, chapters, run.exemptions, chosen=run.chosen).to_dict(), gates=[g.to_dict() for g in gates], chapters=chapters,
-                    poc=dict(name=card.name, card=run.card, promise=card.outcome.promise), environment=_environment(), digests=run.digests, records=records, effort=run.effort,
+                    poc=dict(name=card.name, card=run.card, promise=card.outcome.promise), environment=report.environment(), digests=run.digests, records=records, effort=run.effort,
                     parameters=run.parameters, partial=run.chosen is not None, started=run.started, finished=run.finished)
     report.write_evidence(evidence, run.folder/'evidence.json')
-    for name, text in dict(zip(('junit.xml', 'summary.md', 'model_card.md'), (report.junit_xml(evidence), report.summary_md(evidence), report.model_card_md(evidence)))).items():
+    for name, text in dict(zip(('junit.xml', 'summary.md', 'model_card.md'), (report.junit_xml(evidence), report.summary_md(evidence), report.model_card_md(evidence, card.about())))).items():
         report.write_whole(run.folder/name, text)
     report.index_html(evidence, run.folder)
     report.manifest(run.folder, dict(poc=run.digests, notebooks={i.path.name: hashlib.sha256(i.path.read_bytes()).hexdigest() for i in find_chapters(Path(run.notebooks) if run.notebooks else None).values()}))
@@ -353,7 +340,7 @@ def run(
     old = newest_run(card.name, base, finished=False) if resume else None
     folder = old.folder if old else _new_folder(base, card, _sha(digests, effort, effective), now)
     state = Run(folder, card.name, str(card.path), effort, {n: dict(p) for n, p in (params or {}).items()}, chosen, old.started if old else now.isoformat(timespec='seconds'),
-                exemptions=[dict(e) for e in card.exemptions], digests=digests, notebooks=str(notebooks) if notebooks else None)
+                exemptions=[e.model_dump() for e in card.spec.exemptions], digests=digests, notebooks=str(notebooks) if notebooks else None)
     every = find_chapters(notebooks)
     kept = {c.name: c for c in old.chapters} if old else {}
     for n, c in every.items():

@@ -7,8 +7,14 @@ __all__ = ['MAX_CELL', 'FORMATS', 'DataError', 'nearest', 'did_you_mean', 'separ
            'as_number', 'as_time', 'sample_clusters', 'row_ids']
 
 # %% ../nbs/foundations/data.ipynb #3b527438
-import csv, difflib, hashlib, io, itertools, json
+import csv
+import difflib
+import hashlib
+import io
+import itertools
+import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from .errors import PlaybookError
@@ -42,6 +48,13 @@ def did_you_mean(
 # %% ../nbs/foundations/data.ipynb #9c20bc8a
 MAX_CELL = 1_000_000 # characters; no model reads a prompt that long, and a quotation mark left open makes one
 
+@contextmanager
+def _long_cells(): # the limit belongs to the whole process
+    old = csv.field_size_limit(MAX_CELL)
+    try: yield
+    finally: csv.field_size_limit(old)
+
+@_long_cells()
 def separator(
     text:str # a CSV file
 )->str: # ',', ';' or a tab
@@ -54,16 +67,15 @@ def separator(
 
 # %% ../nbs/foundations/data.ipynb #42f382ec
 def _csv_rows(text:str, name:str)->Iterator[tuple[int,list[str]]]: # line where a row starts, its cells; the header first
-    old,end = csv.field_size_limit(MAX_CELL),0
-    rows = csv.reader(io.StringIO(text, newline=''), delimiter=separator(text), strict=True)
+    end,rows = 0,csv.reader(io.StringIO(text, newline=''), delimiter=separator(text), strict=True)
     try:
-        for row in rows:
-            if row: yield end+1,row
-            end = rows.line_num
+        with _long_cells():
+            for row in rows:
+                if row: yield end+1,row
+                end = rows.line_num
     except csv.Error as e:
         why = f'holds a cell of more than {MAX_CELL:,} characters' if 'limit' in str(e) else 'has a quotation mark that is misplaced or never closed'
         raise DataError(f'{name}: the row that starts on line {end+1} {why}; a quotation mark inside a quoted cell is written twice') from None
-    finally: csv.field_size_limit(old)
 
 def _header(row:list[str], name:str)->list[str]:
     cols = [c.strip() or f'column_{i}' for i,c in enumerate(row, 1)]
@@ -87,7 +99,7 @@ FORMATS = '.csv', '.tsv', '.jsonl', '.ndjson', '.parquet'
 
 def _read_jsonl(text:str, name:str, most:int|None=None):
     rows = []
-    for i,line in enumerate(text.splitlines() if '\r\n' in text else text.split('\n'), 1):
+    for i,line in enumerate(text.split('\n'), 1):
         if not line.strip(): continue
         try: row = json.loads(line)
         except json.JSONDecodeError as e:
