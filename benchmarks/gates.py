@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import binom
 
-from genai_playbook import stats
+from genai_playbook import cells, estimating, sequential, stats
 
 ALPHA, THRESHOLDS = .05, (.90, .95, .99)
 SIZES = {'1 to 4': [1, 2, 3, 4], '10': [10], '1 or 30': [1]*7 + [30]}  # answers in a cluster, each entry equally likely
@@ -125,11 +125,11 @@ def pairs(runs, rng):
             d = np.where(rng.random((runs, C, m)) < rate, np.where(rng.random((runs, C, m)) < tilt, 1., -1.), 0.).reshape(runs, -1)
             label, zero = np.repeat(np.arange(C), m), np.zeros(C*m)
             up, down = (d > 0).sum(1), (d < 0).sum(1)
-            exact = [max((binom.sf(up - 1, up + down, .5) <= ALPHA).mean(), (binom.sf(down - 1, up + down, .5) <= ALPHA).mean())]
+            mcnemar = max((binom.sf(x - 1, up + down, .5) <= ALPHA).mean() for x in (up, down))
             robust = gate_rates([stats.paired_difference(r, zero, label) for r in d], 0).max()
             a, b = (d > 0)*1., (d < 0)*1.
             gaffke = gate_rates([stats.paired_difference(x, y, label, bounds=(0, 1)) for x, y in zip(a[:runs//4], b[:runs//4])], 0).max()
-            t.row((C, m, rate), [*exact, robust, gaffke], runs, runs, runs//4)
+            t.row((C, m, rate), [mcnemar, robust, gaffke], runs, runs, runs//4)
     t.close()
 
 
@@ -142,6 +142,42 @@ def boots(runs, rng):
     for n in (50, 200):
         x = rng.exponential(size=(runs, n))
         t.row(('exponential', 'median', n), [gate_rates([stats.bootstrap(r, np.median, method=m, replicates=1000, seed=i) for i, r in enumerate(x)], math.log(2)).max() for m in ('percentile', 'BCa')], runs)
+    t.close()
+
+
+def judges(runs, rng):
+    "Three hundred answers, scored by a judge that was calibrated on `m` right and `m` wrong ones"
+    t = Table('A judged share, truth at the threshold: decides wrongly, %', ['threshold', 'sensitivity', 'specificity', 'm'], ['(judge taken at its word)', 'corrected: passes', 'corrected: fails'])
+    share = lambda k, n: stats.Estimate(k/n, *map(float, stats.clopper_pearson(k, n, .9)), n, 'Clopper-Pearson')
+    for p in (.7, .9, .95):
+        for sens, spec in ((.9, .7), (.95, .95), (.8, .8)):
+            for m in (30, 100, 400):
+                k = rng.binomial(300, p*sens + (1 - p)*(1 - spec), runs)
+                es = [estimating.judge_corrected(share(a, 300), estimating.Judge(share(b, m), share(c, m))) for a, b, c in zip(k, rng.binomial(m, sens, runs), rng.binomial(m, spec, runs))]
+                raw = stats.clopper_pearson(k, 300, .9)
+                t.row((p, sens, spec, m), [max((raw[0] > p).mean(), (raw[1] < p).mean()), *gate_rates(es, p)], runs)
+    t.close()
+
+
+def peeking(runs, rng):
+    t = Table('Looked at after every one of 1,000 answers, truth at the threshold: passes at some time, %', ['threshold'], ['(exact bound)', 'normal mixture', 'empirical Bernstein'])
+    for p in THRESHOLDS:
+        x = (rng.random((runs, 1000)) < p)*1.
+        exact = stats.clopper_pearson(x.cumsum(1), np.arange(1, 1001), .9)[0]
+        t.row((p,), [(exact >= p).any(1).mean(), *(np.mean([sequential.confidence_sequence(r, method=m)[0][-1] >= p for r in x]) for m in ('normal mixture', 'empirical Bernstein'))], runs)
+    t.close()
+
+
+def gaps(runs, rng):
+    t = Table('The largest gap between groups: bound on the wrong side of the truth, % (worse side)', ['sizes', 'rates'], ['difference', 'ratio'])
+    for sizes, p in (([1500]*8, [.4]*8), ([1500]*8, [.4]*7 + [.35]), ([200]*4, [.9]*4), ([200]*4, [.95]*3 + [.85]), ([40, 400, 400], [.97, .95, .95]), ([100, 1000], [.1, .1]), ([100, 1000], [.05, .1]), ([500, 500], [.99, .99])):
+        g, found = np.repeat(np.arange(len(sizes)), sizes), []
+        for i in range(runs):
+            d = (rng.random(len(g)) < np.repeat(p, sizes))*1
+            gm = cells.group_metrics(d, d, g, ['selection_rate'], replicates=1000, seed=i)
+            found.append([cells.gap(gm, 'selection_rate'), cells.gap(gm, 'selection_rate', ratio=True)])
+        diff, ratio = zip(*found)
+        t.row((sizes if len(set(sizes)) > 1 else f'{len(sizes)} of {sizes[0]}', p if len(sizes) < 5 else f'{p[0]} … {p[-1]}'), [gate_rates(diff, max(p) - min(p)).max(), gate_rates(ratio, min(p)/max(p)).max()], runs)
     t.close()
 
 
@@ -166,5 +202,8 @@ if __name__ == '__main__':
     means((30, 100, 500) if quick else (30, 50, 100, 200, 500, 2000), 400 if quick else 4000, rng)
     pairs(200 if quick else 4000, rng)
     boots(40 if quick else 1000, rng)
+    judges(100 if quick else 2000, rng)
+    peeking(100 if quick else 2000, rng)
+    gaps(50 if quick else 1000, rng)
     all_gates(20_000, rng)
     print(f'\n{time.perf_counter() - began:.0f} s')

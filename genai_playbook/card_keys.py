@@ -35,20 +35,6 @@ class Outcome(Part):
     currency:Text = Field('EUR', description='Currency of every amount in the card')
 
 # %% ../nbs/foundations/card_keys.ipynb #e4888ccd
-def _variable(name:str)->str:
-    secret = len(name)>=20 and sum(c.isdigit() for c in name)>=4 and (any(c.islower() for c in name) or '_' not in name)
-    if secret or not re.fullmatch(r'[A-Za-z_]\w*', name, re.A):
-        raise ValueError('this does not look like the name of an environment variable (it is not shown); write a name such as `OPENAI_API_KEY`, and put the key into that variable')
-    return name
-
-def _url(url:str)->str:
-    if not re.fullmatch(r'https?://[^\s/?#]+[^\s?#]*', url): raise ValueError('expected an address such as `http://localhost:8000/v1`, without spaces, `?` or `#`')
-    return url.rstrip('/')
-
-def _target(target:str)->str:
-    if not re.fullmatch(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*', target): raise ValueError('expected `module:function`, such as `my_bot:answer`')
-    return target
-
 class Generation(Part):
     "How answers are generated; every key is part of what the answer cache is keyed by"
     max_new_tokens:Count = Field(64, description='Longest answer, in tokens')
@@ -64,6 +50,17 @@ class TransformersSpec(Generation):
     device:Text|None = Field(None, description='`cpu`, `cuda`, `mps`; the best there is when left out')
     dtype:Literal['float32','float16','bfloat16','auto']|None = Field(None, description='Number format of the weights; the stored one when left out')
 
+# %% ../nbs/foundations/card_keys.ipynb #3d5efa9c
+def _variable(name:str)->str:
+    secret = len(name)>=20 and sum(c.isdigit() for c in name)>=4 and (any(c.islower() for c in name) or '_' not in name)
+    if secret or not re.fullmatch(r'[A-Za-z_]\w*', name, re.A):
+        raise ValueError('this does not look like the name of an environment variable (it is not shown); write a name such as `OPENAI_API_KEY`, and put the key into that variable')
+    return name
+
+def _url(url:str)->str:
+    if not re.fullmatch(r'https?://[^\s/?#]+[^\s?#]*', url): raise ValueError('expected an address such as `http://localhost:8000/v1`, without spaces, `?` or `#`')
+    return url.rstrip('/')
+
 class OpenAISpec(Generation):
     "Any OpenAI-compatible endpoint: vLLM, TGI, Ollama, `transformers serve`, a vendor"
     kind:Literal['openai'] = Field(description='Asked over HTTP')
@@ -77,6 +74,11 @@ class OpenAISpec(Generation):
     total_timeout:Positive = Field(60., description='Seconds for a whole answer')
     price_in:NotNegative|None = Field(None, description='Price of a million tokens read, in `outcome.currency`')
     price_out:NotNegative|None = Field(None, description='Price of a million tokens written, in `outcome.currency`')
+
+# %% ../nbs/foundations/card_keys.ipynb #2e232c21
+def _target(target:str)->str:
+    if not re.fullmatch(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*', target): raise ValueError('expected `module:function`, such as `my_bot:answer`')
+    return target
 
 class PythonSpec(Part):
     "Your own function: prompt in, answer out; sync, async or streaming"
@@ -145,6 +147,7 @@ class Traffic(Part):
     requests_per_second:Positive|None = Field(None, description='On average')
     peak_factor:Annotated[float, Field(ge=1)] = Field(3., description='Peak over average')
 
+# %% ../nbs/foundations/card_keys.ipynb #54b77d5f
 class Guards(Part):
     "What stands before and behind the model, by name or as `module:function`"
     input:list[Text] = Field([], description='Checks of what users write, in order')
@@ -154,6 +157,7 @@ class Fallback(Part):
     "What answers when the model cannot or may not"
     text:Text = Field(description='The answer given instead')
 
+# %% ../nbs/foundations/card_keys.ipynb #6a02c0a0
 class Owners(Part):
     "Who answers for it"
     product:Text|None = Field(None, description='Answers for the promise')
@@ -171,6 +175,7 @@ class Exemption(Part):
     owner:Text = Field(description='Who decided that')
     reason:Text = Field(description='Why it does not apply')
 
+# %% ../nbs/foundations/card_keys.ipynb #6877fbb1
 def _poc_name(name:str)->str:
     if not re.fullmatch(r'[A-Za-z0-9][\w.-]{0,59}', name, re.A): raise ValueError('expected a short name of letters, digits, `-`, `_` and `.` (it names a folder)')
     return name

@@ -12,14 +12,15 @@ from html import escape
 
 # %% ../nbs/foundations/faces.ipynb #bbdf2e89
 SYMBOLS = {'PASS': '✓', 'FAIL': '✗', 'INSUFFICIENT': '?', 'NOT TESTED': '○', 'GO': '✓', 'NO-GO': '✗', 'INSUFFICIENT EVIDENCE': '?'}
-COLOURS = {'PASS': '#1a7037', 'FAIL': '#b4232c', 'INSUFFICIENT': '#855700', 'NOT TESTED': '#57606a', 'GO': '#1a7037', 'NO-GO': '#b4232c', 'INSUFFICIENT EVIDENCE': '#855700'}
+_good,_bad,_unsure,_none = '#1a7037','#b4232c','#855700','#57606a'
+COLOURS = {'PASS': _good, 'FAIL': _bad, 'INSUFFICIENT': _unsure, 'NOT TESTED': _none, 'GO': _good, 'NO-GO': _bad, 'INSUFFICIENT EVIDENCE': _unsure}
 
 # %% ../nbs/foundations/faces.ipynb #26119c36
 def badge(
     verdict:str, # of a gate: PASS, FAIL, INSUFFICIENT, NOT TESTED; of a decision: GO, NO-GO, INSUFFICIENT EVIDENCE
 ) -> str:
     "The verdict as a small HTML label"
-    style = (f'display:inline-block;background:{COLOURS.get(verdict, "#57606a")};color:#fff;border-radius:4px;padding:.1em .55em;font-size:.85em;'
+    style = (f'display:inline-block;background:{COLOURS.get(verdict, _none)};color:#fff;border-radius:4px;padding:.1em .55em;font-size:.85em;'
              'line-height:1.5;font-weight:650;letter-spacing:.02em;white-space:nowrap')
     return f'<strong style="{style}">{SYMBOLS.get(verdict, "·")} {escape(verdict)}</strong>'
 
@@ -39,8 +40,8 @@ def number(
     size = abs(x)
     if math.isinf(x): return ('−' if x<0 else '')+'∞'+tail
     if size>=1e15: return f'{x:.3g}'.replace('-', '−')+tail
-    places = digits + (1 if unit=='share' else 0 if size>=100 or (unit=='count' and x==int(x)) else 1 if size>=10 else 2 if size>=1 else 3 if size>=.1 else 5)
-    s = f'{x:,.{places}f}'
+    places = 1 if unit=='share' else 0 if size>=100 else 1 if size>=10 else 2 if size>=1 else 3 if size>=.1 else 5
+    s = f'{x:,.{places+digits}f}'
     if '.' in s: s = s.rstrip('0').rstrip('.')
     return ('0' if s=='-0' else s.replace('-', '−'))+tail
 
@@ -74,6 +75,18 @@ def scale(
     return (-top if lo<0 else 0.), top
 
 # %% ../nbs/foundations/faces.ipynb #7db1ae2e
+def _el(tag, **attrs) -> str: return f'<{tag} '+' '.join(f'{k.replace("_","-")}="{v}"' for k,v in attrs.items())+'/>'
+def _line(d, width=1.5) -> str: return _el('path', d=d, stroke='currentColor', stroke_width=width, fill='none')
+
+def _end(x, sign, outside) -> str: # an arrow where the interval leaves the axis, a cap where it ends
+    return _line(f'M{x-4*sign} 10l{4*sign} 4l{-4*sign} 4' if outside else f'M{x} 10v8')
+
+def _goal(t, left, right, up) -> list[str]: # the shaded good side, the tick, and a pennant that points to it
+    a,b,d = (t,right,6) if up else (left,t,-6)
+    return [_el('rect', x=a, y=9, width=round(b-a, 1), height=10, fill='#2da44e', fill_opacity='.32'), _line(f'M{t} 2v24'),
+            _el('path', d=f'M{t} 1.5l{d} 3l{-d} 3z', fill='currentColor')]
+
+# %% ../nbs/foundations/faces.ipynb #44a148e4
 def interval_svg(
     gate, # a `Gate` or its dict
     ends:tuple=None, # ends of the axis; None: `scale(gate)`
@@ -81,25 +94,16 @@ def interval_svg(
 ) -> str:
     "The gate's interval, estimate and threshold as inline SVG, described for screen readers"
     g = _dict(gate)
-    lo,hi = ends or scale(g)
-    v,low,high,t = (_float(g.get(k)) for k in ('value','low','high','threshold'))
+    (lo,hi),(v,low,high,t) = ends or scale(g),(_float(g.get(k)) for k in ('value','low','high','threshold'))
     def px(x): return round(8 + (width-16)*min(max((x-lo)/(hi-lo), 0), 1), 1)
-    up,out = g.get('direction', '>=')=='>=',[]
-    def draw(tag, **a): out.append(f'<{tag} '+' '.join(f'{k.replace("_","-")}="{x}"' for k,x in a.items())+'/>')
-    draw('rect', x=8, y=9, width=width-16, height=10, rx=2, fill='currentColor', fill_opacity='.1')
-    if math.isfinite(t):
-        good = (px(t), width-8) if up else (8, px(t))
-        draw('rect', x=good[0], y=9, width=round(good[1]-good[0], 1), height=10, fill='#2da44e', fill_opacity='.32')
-        draw('path', d=f'M{px(t)} 2v24', stroke='currentColor', stroke_width='1.5')
-        draw('path', d=f'M{px(t)} 1.5l{6 if up else -6} 3l{-6 if up else 6} 3z', fill='currentColor')
+    parts = [_el('rect', x=8, y=9, width=width-16, height=10, rx=2, fill='currentColor', fill_opacity='.1')]
+    if math.isfinite(t): parts += _goal(px(t), 8, width-8, g.get('direction', '>=')=='>=')
     if not (math.isnan(low) or math.isnan(high)):
-        a,b = px(low),px(high)
-        draw('path', d=f'M{a} 14H{max(b, a+1)}', stroke='currentColor', stroke_width='3')
-        for x,end,d in ((a, low, -1), (b, high, 1)):  # an arrow where the interval leaves the axis, a cap where it ends
-            draw('path', d=f'M{x-4*d} 10l{4*d} 4l{-4*d} 4' if end<lo and d<0 or end>hi and d>0 else f'M{x} 10v8', stroke='currentColor', stroke_width='1.5', fill='none')
-    if math.isfinite(v): draw('circle', cx=px(v), cy=14, r=4, fill='currentColor')
+        parts += [_line(f'M{px(low)} 14H{max(px(high), px(low)+1)}', 3), _end(px(low), -1, low<lo), _end(px(high), 1, high>hi)]
+    if math.isfinite(v): parts.append(_el('circle', cx=px(v), cy=14, r=4, fill='currentColor'))
     label = escape(f'{g.get("name", "gate")}: {numbers_text(g)}', quote=True)
-    return f'<svg role="img" aria-label="{label}" width="{width}" height="28" viewBox="0 0 {width} 28" style="vertical-align:middle;max-width:100%;min-width:0">{"".join(out)}</svg>'
+    return (f'<svg role="img" aria-label="{label}" width="{width}" height="28" viewBox="0 0 {width} 28" '
+            f'style="vertical-align:middle;max-width:100%;min-width:0">{"".join(parts)}</svg>')
 
 def numbers_text(
     gate, # a `Gate` or its dict
@@ -132,10 +136,13 @@ def gate_html(
     where = f' · <a href="{escape(href, quote=True)}" style="color:inherit">see the cell</a>' if href else ''
     lo,hi = (escape(number(x, g.get('unit', 'share'))) for x in scale(g))
     measured = s['value']!='not measured' or s['low']!='not measured'
-    axis = f'<div style="display:flex;align-items:center;gap:.5em"><small style="white-space:nowrap">{lo}</small> {interval_svg(g, width=320)} <small style="white-space:nowrap">{hi}</small></div>' if measured else ''
+    end = lambda x: f'<small style="white-space:nowrap">{x}</small>'
+    axis = f'<div style="display:flex;align-items:center;gap:.5em">{end(lo)} {interval_svg(g, width=320)} {end(hi)}</div>' if measured else ''
     note = f'<div>{e("note")}</div>' if g.get('note') else ''
-    return (f'<div style="border-left:4px solid {COLOURS.get(verdict, "#57606a")};padding:.35em 0 .35em .9em;margin:.6em 0;max-width:52em;line-height:1.55">'
-            f'<div>{badge(verdict)} <strong>{e("name")}</strong> <small>{e("code")} · {"hard" if g.get("hard") else "advisory"} gate{where}</small></div>'
+    if verdict=='FAIL' and g.get('advice'): note += f'<div><strong>What to do:</strong> {e("advice")}</div>'
+    colour,weight = COLOURS.get(verdict, _none),'hard' if g.get('hard') else 'advisory'
+    return (f'<div style="border-left:4px solid {colour};padding:.35em 0 .35em .9em;margin:.6em 0;max-width:52em;line-height:1.55">'
+            f'<div>{badge(verdict)} <strong>{e("name")}</strong> <small>{e("code")} · {weight} gate{where}</small></div>'
             f'<div>{escape(numbers_text(g))}</div>{axis}<div><small>{e("metric")}{" · " if g.get("metric") else ""}{escape(basis_text(g))}</small></div>{note}</div>')
 
 # %% ../nbs/foundations/faces.ipynb #448dafe1
@@ -145,8 +152,8 @@ def gate_text(
     "One gate for a terminal and for plain-text readers"
     g = _dict(gate)
     verdict = g.get('verdict', 'NOT TESTED')
-    return '\n'.join(filter(None, [f'{SYMBOLS.get(verdict, "·")} {verdict}  {g.get("code", "")} {g.get("name", "")} ({"hard" if g.get("hard") else "advisory"} gate)',
-                                   f'  {numbers_text(g)}', f'  {basis_text(g)}', f'  {g["note"]}' if g.get('note') else '']))
+    head = f'{SYMBOLS.get(verdict, "·")} {verdict}  {g.get("code", "")} {g.get("name", "")} ({"hard" if g.get("hard") else "advisory"} gate)'
+    return '\n'.join([head, f'  {numbers_text(g)}', f'  {basis_text(g)}'] + [f'  {g["note"]}']*bool(g.get('note')))
 
 # %% ../nbs/foundations/faces.ipynb #f600fd88
 def _headline(d) -> str:  # beside the verdict, without saying it twice
@@ -162,10 +169,11 @@ def decision_html(
     "The decision for people"
     d = _dict(decision)
     verdict = d.get('verdict', 'INSUFFICIENT EVIDENCE')
-    def items(tag, title, xs): return f'<p style="margin:.8em 0 .2em"><strong>{title}</strong></p><{tag} style="margin:0;padding-left:1.6em">{"".join(xs)}</{tag}>' if xs else ''
+    def items(tag, title, xs):
+        return f'<p style="margin:.8em 0 .2em"><strong>{title}</strong></p><{tag} style="margin:0;padding-left:1.6em">{"".join(xs)}</{tag}>' if xs else ''
     why = [f'<li>{escape(_reason(r))}</li>' for r in d.get('reasons') or []]
     then = [f'<li>{f"<strong>{escape(c)}</strong> " if c else ""}{escape(s)}</li>' for c,s in map(_step, d.get('next_steps') or [])]
-    return (f'<div style="border-left:6px solid {COLOURS.get(verdict, "#57606a")};padding:.5em 0 .5em 1.1em;margin:.6em 0;max-width:52em;line-height:1.55">'
+    return (f'<div style="border-left:6px solid {COLOURS.get(verdict, _none)};padding:.5em 0 .5em 1.1em;margin:.6em 0;max-width:52em;line-height:1.55">'
             f'<div style="font-size:1.5em">{badge(verdict)}</div><div style="font-size:1.1em;margin-top:.4em">{escape(_headline(d))}</div>'
             f'{items("ul", "Why", why)}{items("ol", "What to do next", then)}</div>')
 
@@ -177,4 +185,5 @@ def decision_text(
     verdict = d.get('verdict', 'INSUFFICIENT EVIDENCE')
     why = [f'  - {_reason(r)}' for r in d.get('reasons') or []]
     then = [f'  {i}. {c}{" " if c else ""}{s}' for i,(c,s) in enumerate(map(_step, d.get('next_steps') or []), 1)]
-    return '\n'.join([f'{SYMBOLS.get(verdict, "·")} {verdict}  {_headline(d)}'] + (['Why']+why if why else []) + (['What to do next']+then if then else []))
+    head = f'{SYMBOLS.get(verdict, "·")} {verdict}  {_headline(d)}'
+    return '\n'.join([head] + (['Why']+why if why else []) + (['What to do next']+then if then else []))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Prompt', 'Progress', 'BadPrompt', 'as_messages', 'RowPrompt', 'Answer', 'Chunk', 'Model', 'digest_of', 'scrub',
-           'failed', 'resolve', 'wait', 'source_of', 'PythonModel']
+           'contents', 'failed', 'resolve', 'background', 'wait', 'source_of', 'PythonModel']
 
 # %% ../nbs/foundations/models.ipynb #60cee0b2
 import asyncio, concurrent.futures, functools, hashlib, importlib, inspect, json, os, re, sys, threading, time
@@ -97,9 +97,16 @@ def scrub(
     text = _SECRET_TEXT.sub(lambda m: (m[1] or '')+'***', text)
     return text if len(text)<=500 else text[:499]+'…'
 
+def contents(
+    prompt:Any
+)->list[str]: # as written and as JSON writes it; short texts would blot out half of any error
+    "What a prompt says, to keep it out of error texts: it may be private"
+    texts = [prompt] if isinstance(prompt, str) else [m.get('content') for m in prompt if isinstance(m, dict)] if isinstance(prompt, list) else []
+    return [form for t in texts if isinstance(t, str) and len(t)>=8 for form in (t, json.dumps(t)[1:-1], json.dumps(t, ensure_ascii=False)[1:-1], repr(t)[1:-1])]
+
 def failed(
     e:BaseException|str, # what happened to one prompt
-    *secrets:str,
+    *secrets:str, # to keep out of the error, the prompt's own words among them
     **known # further fields of the answer
 )->Answer:
     "The answer to a prompt that went wrong"
@@ -154,11 +161,17 @@ def _loop(pid:int): # a forked child needs its own: threads do not survive the f
     threading.Thread(target=loop.run_forever, daemon=True, name='genai-playbook').start()
     return loop
 
+def background(
+    coroutine
+)->concurrent.futures.Future:
+    "Start a coroutine in the private loop"
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop(os.getpid()))
+
 def wait(
-    coroutine # to run to its end
+    coroutine
 )->Any:
-    "The result of a coroutine, from ordinary code, a running event loop or not"
-    task = asyncio.run_coroutine_threadsafe(coroutine, _loop(os.getpid()))
+    "The result of a coroutine, from ordinary code, whether an event loop is running or not"
+    task = background(coroutine)
     try: return task.result()
     except BaseException: task.cancel(); raise
 
@@ -215,7 +228,7 @@ class PythonModel(Model):
                 yield Chunk(piece, seconds, 1)
             res = Answer(text, finish_reason='stop', first_token_seconds=first if n>1 else None)
             for k,v in extra.items(): setattr(res, k, v)
-        except Exception as e: res = failed(e, text=text)
+        except Exception as e: res = failed(e, *contents(prompt), text=text)
         res.seconds = time.perf_counter()-start
         yield Chunk('', res.seconds, 0, res)
 

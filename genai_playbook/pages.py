@@ -54,7 +54,8 @@ def clean(
         elif t.name=='img' and not t.get('src'): t.replace_with(t.get('alt') or '')
         elif t.name=='img': t['alt'] = t.get('alt') or alt
         elif t.name=='a' and t.get('href', '').startswith('http'): t['rel'] = 'noopener noreferrer'
-        elif t.name=='table' and not t.find_parent('table') and 'scroll' not in t.parent.get('class', ()): t.wrap(soup.new_tag('div', attrs={'class': 'scroll'}))
+        elif t.name=='table' and not t.find_parent('table') and 'scroll' not in t.parent.get('class', ()):
+            t.wrap(soup.new_tag('div', attrs={'class': 'scroll'}))
     return str(soup)
 
 # %% ../nbs/foundations/pages.ipynb #025bda8a
@@ -196,7 +197,8 @@ def _views(nb, folder) -> list[dict]:
     highlight,alt,seen,views,table = Highlight2HTML(pygments_lexer='python3'),'Picture',Counter(),[],False
     for i,c in enumerate(nb['cells']):
         source,tags = _text(c['source']),_tags(c)
-        v = dict(id=_id(c, i), lesson='lesson' in tags, finding='finding' in tags, html='', parameters=None, source='', outputs=[], heads=[], gates=[], pictures=[], error=None)
+        v = dict(id=_id(c, i), lesson='lesson' in tags, finding='finding' in tags, html='', parameters=None, source='', outputs=[], heads=[],
+                 gates=[], pictures=[], error=None)
         if 'papermill-error-cell-tag' in tags or c['cell_type'] not in ('markdown','code') or not source.strip(): continue
         if c['cell_type']=='markdown':
             v = _markdown_view(v, source, c, alt, folder, seen)
@@ -222,8 +224,8 @@ def _templates():
     from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
     import genai_playbook
-    env = Environment(loader=FileSystemLoader(Path(genai_playbook.__file__).parent/'templates'), autoescape=lambda name: '.html' in name, trim_blocks=True,
-        lstrip_blocks=True)
+    folder = FileSystemLoader(Path(genai_playbook.__file__).parent/'templates')
+    env = Environment(loader=folder, autoescape=lambda name: '.html' in name, trim_blocks=True, lstrip_blocks=True)
     env.filters['md'] = _md
     env.filters['ticks'] = lambda s: Markup(re.sub('`([^`]+)`', r'<code>\1</code>', escape(str(s))))
     env.globals.update(version=genai_playbook.__version__, symbols=SYMBOLS)

@@ -98,9 +98,11 @@ def _row(g, evidence) -> dict:
     s,sign = gate_numbers(g),'≥' if g['direction']=='>=' else '≤'
     c = next((c for c in evidence['chapters'] if c['name']==g['chapter']), {})
     one = s['value']==s['low']==s['high']
-    return g | dict(value=s['value'], bounds=('' if s['value']=='not measured' else 'exact') if one else f'{s["low"]} to {s["high"]}', need=f'{sign}\u00a0{s["threshold"]}',
+    bounds = f'{s["low"]} to {s["high"]}' if not one else '' if s['value']=='not measured' else 'exact'
+    return g | dict(value=s['value'], bounds=bounds, need=f'{sign}\u00a0{s["threshold"]}',
         numbers=numbers_text(g), basis=basis_text(g), waived=g['code'] in ((evidence['decision'].get('scope') or {}).get('waived') or ()),
-        measured=any(math.isfinite(_float(g.get(k))) for k in ('value','low','high')), cell=f'{c.get("notebook") or g["chapter"]} {g.get("cell") or ""}'.strip(),
+        measured=any(math.isfinite(_float(g.get(k))) for k in ('value','low','high')),
+        cell=f'{c.get("notebook") or g["chapter"]} {g.get("cell") or ""}'.strip(),
         href=c['html']+(f'#cell-{g["cell"]}' if g.get('cell') else '') if c.get('html') else '')
 
 def _drawn(g, row) -> dict:
@@ -108,16 +110,19 @@ def _drawn(g, row) -> dict:
     lo,hi = (number(x, g.get('unit', 'share')) for x in scale(g))
     return row | dict(badge=Markup(badge(g['verdict'])), lo=lo, hi=hi, svg=Markup(interval_svg(g)) if row['measured'] else '')
 
-def _counts(gates) -> list[tuple[str, int]]: return [(v,n) for v in ('PASS','FAIL','INSUFFICIENT','NOT TESTED') if (n := sum(g['verdict']==v for g in gates))]
+def _counts(gates) -> list[tuple[str, int]]:
+    return [(v,n) for v in ('PASS','FAIL','INSUFFICIENT','NOT TESTED') if (n := sum(g['verdict']==v for g in gates))]
 
-def _by_chapter(gates) -> list[tuple[str, list]]: return [(n, [g for g in gates if g['chapter']==n]) for n in dict.fromkeys(g['chapter'] for g in gates)]
+def _by_chapter(gates) -> list[tuple[str, list]]:
+    return [(n, [g for g in gates if g['chapter']==n]) for n in dict.fromkeys(g['chapter'] for g in gates)]
 
 # %% ../nbs/foundations/report.ipynb #d4955631
 def _card(c, gates, folder) -> dict:
     try: pics = [p | dict(src=thumbnail(p, 640)) for p in finding_pictures(folder/c['notebook'])[:2]] if c.get('notebook') else []
     except (OSError, ValueError, KeyError): pics = [] # the chapter's own page says what is wrong with its notebook
     mark = {'done': '', 'broke': '✗ ', 'timed out': '✗ '}.get(c['status'], '○ ')
-    return c | dict(status=mark+c['status'], broke=mark=='✗ ', seconds=_seconds(c.get('seconds')), counts=_counts([g for g in gates if g['chapter']==c['name']]), pictures=pics)
+    counts = _counts([g for g in gates if g['chapter']==c['name']])
+    return c | dict(status=mark+c['status'], broke=mark=='✗ ', seconds=_seconds(c.get('seconds')), counts=counts, pictures=pics)
 
 def _facts(ev) -> list[tuple[str, str]]:
     from datetime import datetime
@@ -145,11 +150,11 @@ def index_html(
     from markupsafe import Markup
     ev,folder = plain(evidence),Path(folder)
     d,gates,poc,titles = ev['decision'],ev['gates'],ev.get('poc') or {},{c['name']: c.get('title') for c in ev['chapters']}
-    example = interval_svg(dict(value=.8, low=.65, high=.95, threshold=.5, direction='>=', unit='share'), (0, 1), 110)
+    key = re.sub(r'role="img" aria-label="[^"]*"', 'aria-hidden="true"', interval_svg(dict(value=.8, low=.65, high=.95, threshold=.5), (0, 1), 110))
     page = _templates().get_template('index.html.j2').render(name=poc.get('name', 'POC'), promise=poc.get('promise'), verdict=d['verdict'], headline=_headline(d),
         partial=ev.get('partial'), facts=_facts(ev), reasons=[_reason(r) for r in d.get('reasons') or ()], steps=[_step(s) for s in d.get('next_steps') or ()],
         codes={g['code'] for g in gates}, gates=[dict(title=titles.get(n) or n, gates=[_drawn(g, _row(g, ev)) for g in gs]) for n,gs in _by_chapter(gates)],
-        key=Markup(re.sub(r'role="img" aria-label="[^"]*"', 'aria-hidden="true"', example)), level=' or '.join(sorted({number(g.get('level', .95)) for g in gates})),
+        key=Markup(key), level=' or '.join(sorted({number(g.get('level', .95)) for g in gates})),
         chapters=[_card(c, gates, folder) for c in ev['chapters']], missing=_not_covered(ev), commands=_commands(ev), finished=ev.get('finished'),
         environment=_flat(ev.get('environment')), digests=_flat(ev.get('digests')))
     write_whole(folder/'index.html', page)
@@ -178,7 +183,8 @@ def junit_xml(
             _case(suite, name, 'chapter', kind, f'chapter {c["status"]}: {c.get("error") or ""}'.rstrip(': '))
         for g in (g for g in ev['gates'] if g['chapter']==name):
             kind = {'PASS': None, 'FAIL': 'failure'}.get(g['verdict'], 'error' if g.get('hard') else 'skipped')
-            _case(suite, name, f'{g["code"]} {g["name"]}', kind, f'{g["verdict"]}: {numbers_text(g)}', '\n'.join(filter(None, [basis_text(g), g.get('note')])))
+            detail = '\n'.join(filter(None, [basis_text(g), g.get('note')]))
+            _case(suite, name, f'{g["code"]} {g["name"]}', kind, f'{g["verdict"]}: {numbers_text(g)}', detail)
     for s in [*root, root]:
         cases = list(s.iter('testcase'))
         s.set('tests', str(len(cases)))
@@ -190,9 +196,9 @@ def junit_xml(
 def _markdown(template, evidence, **kw) -> str:
     ev = plain(evidence)
     d = ev['decision']
-    text = _templates().get_template(template).render(poc=ev.get('poc') or {}, decision=d, headline=_headline(d), partial=ev.get('partial'), missing=_not_covered(ev),
-        gates=[_row(g, ev) for g in ev['gates']], unfinished=[c for c in ev['chapters'] if c['status']!='done'], steps=[_step(s) for s in d.get('next_steps') or ()],
-        digests=_flat(ev.get('digests')), all_passed=all(g['verdict']=='PASS' for g in ev['gates']), **kw)
+    text = _templates().get_template(template).render(poc=ev.get('poc') or {}, decision=d, headline=_headline(d), partial=ev.get('partial'),
+        missing=_not_covered(ev), gates=[_row(g, ev) for g in ev['gates']], unfinished=[c for c in ev['chapters'] if c['status']!='done'],
+        steps=[_step(s) for s in d.get('next_steps') or ()], digests=_flat(ev.get('digests')), all_passed=all(g['verdict']=='PASS' for g in ev['gates']), **kw)
     return re.sub(r'\n{3,}', '\n\n', text).strip()+'\n'
 
 def summary_md(
@@ -225,8 +231,8 @@ def environment() -> dict:
     ours = _git(here, 'ls-files', '--error-unmatch', '__init__.py') # '' when the package only happens to lie inside somebody's repository
     commit = _git(here, 'rev-parse', 'HEAD') if ours else ''
     dirty = '-dirty' if commit and _git(here, 'status', '--porcelain', '-uno') else ''
-    return dict(genai_playbook=genai_playbook.__version__, commit=commit+dirty, python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
-        cores=os.cpu_count(), memory_gib=round(psutil.virtual_memory().total/2**30, 1), libraries={d.name: d.version for d in distributions() if d.name in want})
+    return dict(genai_playbook=genai_playbook.__version__, commit=commit+dirty, python=platform.python_version(), platform=platform.platform(),
+        machine=platform.machine(), cores=os.cpu_count(), memory_gib=round(psutil.virtual_memory().total/2**30, 1), libraries={d.name: d.version for d in distributions() if d.name in want})
 
 # %% ../nbs/foundations/report.ipynb #6a98e082
 def _sha256(path) -> str:
@@ -240,7 +246,8 @@ def manifest(
     folder = Path(folder)
     paths = [p for p in sorted(folder.rglob('*')) if p.is_file() and p!=folder/'manifest.json']
     names = {p: p.relative_to(folder) for p in paths}
-    files = {n.as_posix(): dict(sha256=_sha256(p), bytes=p.stat().st_size) for p,n in names.items() if not any(part.startswith('.') for part in n.parts)}
+    seen = {p: n for p,n in names.items() if not any(part.startswith('.') for part in n.parts)} # hidden ones are work in progress
+    files = {n.as_posix(): dict(sha256=_sha256(p), bytes=p.stat().st_size) for p,n in seen.items()}
     m = plain({'schema': 'genai_playbook/manifest/1', 'environment': environment(), **extra, 'files': files})
     write_whole(folder/'manifest.json', json_text(m))
     return m

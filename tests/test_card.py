@@ -3,6 +3,7 @@ import json
 import os
 import random
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -450,9 +451,6 @@ def test_the_template_teaches_every_key_and_every_key_is_described():
         assert description and re.search(rf'\b{key}:', text), key
 
 
-def _lines(text): return text.split('\n')
-
-
 def _with_model(text, kind):
     "The template with another of its models"
     blocks = re.split(r'(?m)^(?=#? ?model: )|^(?=# model:)|^(?=model:)|^(?=prompt:)', text)
@@ -471,18 +469,29 @@ def test_each_model_of_the_template_can_be_uncommented(tmp_path, kind):
     assert card.model_spec.kind == kind and card.section('success').target == .9
 
 
-@pytest.mark.skipif(not (Path(C.__file__).parent/'data'/'demo'/'poc.yaml').exists(), reason='the demo is not built')
-def test_init_makes_a_folder_that_works_and_never_overwrites(tmp_path):
+def test_init_makes_a_whole_folder_and_never_overwrites(tmp_path, monkeypatch):
+    package = tmp_path/'package'
+    shutil.copytree(C._DATA.parent/'templates', package/'templates')
+    shutil.copytree(C._DATA/'demo', package/'data'/'demo')
+    (package/'data'/'demo'/'model').mkdir(exist_ok=True)
+    monkeypatch.setattr(C, '_DATA', package/'data')
     path = init_poc(tmp_path/'My first POC!')
     card = load_card(path)
-    assert path == tmp_path/'My first POC!'/'poc.yaml' and card.name == 'My-first-POC' and len(card.evaluation()) > 100
+    assert path == tmp_path/'My first POC!'/'poc.yaml' and card.name == 'My-first-POC' and len(card.evaluation()) > 100 and len(card.table('reviews')) > 100
+    assert C.model_path('model', card.folder) == str(card.folder/'model')
     assert json.loads((path.parent/'poc.schema.json').read_text())['title']
-    assert card.system().answer(card.prompts(card.evaluation(2)))[0].text
+    before = path.read_text()
     with pytest.raises(PlaybookError, match='already has'): init_poc(tmp_path/'My first POC!')
+    assert path.read_text() == before
     (tmp_path/'file').write_text('')
     with pytest.raises(PlaybookError, match='cannot be written'): init_poc(tmp_path/'file'/'x')
-    for name in C.bundled_cards():
-        jsonschema.validate(yaml.safe_load(load_card(name).path.read_text(encoding='utf-8')), json.loads(Path(C.__file__).with_name('poc.schema.json').read_text(encoding='utf-8')))
+
+
+@pytest.mark.parametrize('name', sorted(C.bundled_cards()))
+def test_bundled_cards_fit_the_schema(name):
+    card = load_card(name)
+    assert card.bundled and card.name == name and len(card.evaluation()) > 100
+    jsonschema.validate(yaml.safe_load(card.path.read_text(encoding='utf-8')), json.loads(Path(C.__file__).with_name('poc.schema.json').read_text(encoding='utf-8')))
 
 
 # --- whatever happens, a card or a sentence ---------------------------------------------------------

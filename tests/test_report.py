@@ -576,6 +576,40 @@ def test_pages_are_lean_and_deterministic(tmp_path):
     assert len(chapter_html(notebook(md('# A', id='t')))) < 20_000
 
 
+def test_a_notebook_that_papermill_ran(tmp_path):
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    setup = (
+        'from types import SimpleNamespace\nfrom genai_playbook.evidence import GateSpec, gate, record\nfrom genai_playbook.stats import proportion\n'
+        'card = SimpleNamespace(threshold=lambda s: s.default, is_hard=lambda s: s.hard)\n'
+        "spec = GateSpec('SUC01', 'Outcome delivered', 'share settled', 'success.target', .85)"
+    )
+    cells = [
+        md('# Success\n\n> Does it deliver?', id='t'),
+        code('n: int = 100  # answers', tags=['parameters'], id='p'),
+        code(setup, id='s'),
+        code('gate(spec, proportion([1]*n), card)\nrecord("counts", dict(n=n))', id='g'),
+        code('import ipywidgets\nipywidgets.IntSlider(value=7)', id='w'),
+        md('## Growth', id='h'),
+        code('%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()', tags=['finding'], id='f'),
+        code('1/0', id='z'),
+        code('"never"', id='after'),
+    ]
+    nb = nbformat.from_dict(notebook(*(c | ({'outputs': [], 'execution_count': None} if c['cell_type'] == 'code' else {}) for c in cells)))
+    nb.metadata['kernelspec'] = dict(name='python3', display_name='python3', language='python')
+    nbformat.write(nb, tmp_path / 'in.ipynb')
+    with pytest.raises(PapermillExecutionError):
+        papermill.execute_notebook(str(tmp_path / 'in.ipynb'), str(tmp_path / 'out.ipynb'), dict(n=300), progress_bar=False, store_widget_state=True)
+    h = chapter_html(tmp_path / 'out.ipynb', tmp_path / 'out.html')
+    p = harmless(h)
+    assert 'This chapter broke.</strong> ZeroDivisionError: division by zero' in h and 'href="#cell-z"' in h and 'Code · did not run' in h
+    assert '<code>300</code> <small>default 100</small>' in h and 'An Exception was encountered' not in h
+    assert h.count('✓ PASS') == 2 and 'href="#cell-g"' in h and 'n = 300, Clopper-Pearson' in h and 'Recorded for other chapters' in h
+    assert 'IntSlider(value=7)' in h and 'model_id' not in h and [i['alt'] for i in p.images] == ['Growth'] * 2
+
+
 def luminance(c):
     return sum(
         w * (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4)
