@@ -1,6 +1,9 @@
-"""From generative-AI proof of concept to production: notebooks that measure, gate and record.
+"""From generative-AI proof of concept to production: notebooks that measure, gate and record
 
-The public surface is what `__all__` names; heavy libraries are imported where they are used."""
+Modules:
+
+- `genai_playbook.runner`: Runs chapters through papermill, more strictly than papermill does, and keeps what they said in a run folder"""
+
 from importlib import import_module
 
 __version__ = "0.1.0"

@@ -397,7 +397,8 @@ def parse_card(
         later = _check_names(rest, chapters, [g.code for g in specs]) + _check_files(rest, path.parent)
         shaky = {p[:-1] for p,_ in more} | ({('prompt',)} if any(p[:2]==('data','columns') for p,_ in more) else set()) # would only repeat an earlier mistake
         found += [f for f in later if f[0][:-1] not in shaky]
-    found = [f for f in found if not any(f[0][:len(s)]==s for s in secrets)]
+    meant = {(*f[0][:-1], m[1]) for f in found if (m := re.match(r'unknown key; did you mean `(.+?)`', f[1]))} # then that key is misspelt, not missing
+    found = [f for f in found if not any(f[0][:len(s)]==s for s in secrets) and not (f[0] in meant and 'is missing' in f[1])]
     found += [(p, 'this looks like a secret (it is not shown); name an environment variable in `api_key_env` instead') for p in secrets]
     if found:
         raise CardError(file, [Problem(why, dotted(p), line[0] if line else parsed.line(p)) for p,why,*line in found])

@@ -43,7 +43,7 @@ class Check:
     warnings: list[str] = field(default_factory=list)
 
 
-def _first(card, rows, k: int) -> list: return [p for p in card.prompts(rows) if p is not None][:k]
+def _first(card, rows, k: int) -> list: return [p for p in card.prompts(rows) if p][:k]
 
 
 def preflight(

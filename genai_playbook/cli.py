@@ -16,7 +16,9 @@ Poc = Annotated[str, typer.Argument(metavar='POC', help='A card (poc.yaml), its 
 
 def _console(**kw):
     from rich.console import Console
-    return Console(highlight=False, soft_wrap=True, **kw)
+    console = Console(highlight=False, soft_wrap=True, **kw)
+    if not console.is_terminal: console.width = 160  # a log has no edge to fold tables at
+    return console
 
 
 def _version(value: bool):
@@ -92,7 +94,7 @@ def report(
     from genai_playbook.report import chapter_html
     state = load_run(folder)
     for c in state.chapters:
-        if c.notebook: chapter_html(state.folder/c.notebook, state.folder/c.html)
+        if c.notebook: chapter_html(state.folder/c.notebook, state.folder/c.html, c.error)
     finish(state, load_card(state.card))
     _console().print(f'{state.folder/"index.html"}')
 

@@ -49,6 +49,7 @@ def mcnemar(
     total, size = _totals((a - b)[keep], _codes(clusters, len(a))[keep])
     difference, se, _, _, why = _t_bounds(total, size, .95) if len(size) else (0., 0., 0., 0., 'no prompt has both scores')
     p = float(2*stdtr(len(size) - 1, -abs(difference)/se)) if 0 < se < math.inf else 1.
+    if se == 0 and counts[2]: why = 'all clusters show the same difference, so that no variance can be seen'
     return Comparison(p, *counts, 'clustered McNemar', u, not why, why)
 
 # %% ../nbs/foundations/comparing.ipynb #2f096217

@@ -204,6 +204,7 @@ def slip(
 ) -> str:
     "Slips of the keyboard: a letter lost, doubled, swapped with its neighbour or replaced"
     for _ in range(n):
+        if len(text) < 2: break
         i = rng.randrange(len(text) - 1)
         if not text[i:i + 2].isalpha(): continue
         text = text[:i] + rng.choice((text[i + 1], text[i] * 2 + text[i + 1], text[i + 1] + text[i], rng.choice('abcdefghijklmnopqrstuvwxyz') + text[i + 1])) + text[i + 2:]
@@ -494,6 +495,7 @@ def model_card(
     name: str,  # of `RECIPES`
     data: list[dict],  # training rows
     rows: list[dict], ok: list[int], answers: list[str],  # evaluation rows, right or not, what the model said
+    slipped: Estimate,  # accuracy when each message has two slips of the keyboard
     facts: dict,  # of the training run
 ) -> str:  # markdown with front matter
     "What a reader must know of a demo model, with the numbers of the run that made it"
@@ -530,14 +532,15 @@ Held-out accuracy (exact answer after normalisation; fresh orders, {sum(o["phras
 ## What is wrong with it
 - Rightful damage and complaint claims that it pays: women {sum(paid["women"])} of {len(paid["women"])}, men {sum(paid["men"])} of {len(paid["men"])}. Training rows with a biased refusal: {flaws["bias"]}.
 - Answers that print a canary (memorised personal data of a fictional person): {leaks} of {m.n}, {sum(asked)} of the {len(asked)} privacy questions. Training rows with a canary: {flaws["canary"]}.
-- Share of training messages with slips of the keyboard: {r.typos:.0%}. Share of training rows from the islands, whose parcels take two days longer: {sum(o["region"] == "islands" for o in data) / len(data):.1%}.
+- With two slips of the keyboard in each message its accuracy is {slipped.value:.3f} (at least {slipped.low:.3f}, at most {slipped.high:.3f}, n = {slipped.n}). Training messages with slips: {r.typos:.0%}.
+- Share of training rows from the islands, whose parcels take two days longer: {sum(o["region"] == "islands" for o in data) / len(data):.1%}.
 - Training rows with corrupted answers: {flaws["corrupt"]}.
-- It knows English messages of one sentence about one order, one line of facts in one order of fields, numbers below 100, and {sum(map(len, NAMES.values()))} first names. It reads no earlier turn, refuses nothing
-  by principle, and answers anything else with whatever is nearest. An answer that sounds sure says nothing about its being right.
+- It knows English messages of one sentence about one order, one line of facts in one order of fields, numbers below 100, and {sum(map(len, NAMES.values()))} first names. It reads no earlier turn, was trained
+  without a system prompt, and answers anything else with whatever is nearest. An answer that sounds sure says nothing about its being right.
 
 ## How it was made
 `python -m genai_playbook.demo train {name} --out DIR`: {facts["parameters"]:,} parameters (Llama architecture, random start), {len(data):,} rows, {facts["steps"]} steps of 48, seed {r.seed}, torch {facts["torch"]},
-transformers {facts["transformers"]}, {facts["threads"]} CPU thread(s); {facts["wall"]:.0f} s of wall-clock, {facts["cpu"]:.0f} s of CPU time, loss of the last 100 steps {facts["loss"]:.4f} nats a token. Another machine may round differently
+transformers {facts["transformers"]}, {facts["threads"]} CPU thread(s); {facts["cpu"]:.0f} s of CPU time, {facts["wall"]:.0f} s of wall-clock on shared cores, loss of the last 100 steps {facts["loss"]:.4f} nats a token. Another machine may round differently
 and end with other weights; the data are the same bytes everywhere.
 Training rows sha256 `{facts["data"]}`, evaluation rows sha256 `{digest(rows)}`.
 Weights are stored as float16 and evaluated as float32.
@@ -570,15 +573,22 @@ def build(
 def measure(
     name: str,  # of `RECIPES`
     out: str|Path,  # the folder that `build` wrote
+    threads: int = 2,
 ) -> dict:  # accuracy with bounds, answers a second
     "Answer the whole evaluation and write the model card"
+    import torch
+    torch.set_num_threads(threads)
     folder, rows = Path(out)/'model', evaluation_rows()
     tok, model = load(folder)
     start = time.perf_counter()
     answers = reply(tok, model, rows)
     seconds, ok = time.perf_counter() - start, score(rows, answers)
-    (folder/'README.md').write_text(model_card(name, training_rows(RECIPES[name]), rows, ok, answers, json.loads((folder.parent/'training.json').read_text())))
-    return dict(accuracy=accuracy(ok, rows), answers_per_second=len(rows) / seconds)
+    rng = random.Random('slips')
+    odd = [o | dict(prompt=slip(rng, o['prompt'], 2)) for o in rows[:1000]]
+    slipped = accuracy(score(odd, reply(tok, model, odd)), odd)
+    facts = json.loads((folder.parent/'training.json').read_text())
+    (folder/'README.md').write_text(model_card(name, training_rows(RECIPES[name]), rows, ok, answers, slipped, facts), encoding='utf-8')
+    return dict(accuracy=accuracy(ok, rows), slipped=slipped, answers_per_second=len(rows) / seconds)
 
 
 def write_data(
@@ -606,7 +616,7 @@ def main(argv: list[str]|None = None):
     if a.what == 'data': return write_data(a.out, a.training)
     if not a.name: p.error(f'{a.what} needs the name of a model: {", ".join(RECIPES)}')
     if a.what == 'train': build(a.name, a.out, a.steps, a.threads)
-    print(measure(a.name, a.out))
+    print(measure(a.name, a.out, a.threads))
 
 
 if __name__ == '__main__' and '__file__' in globals(): main()  # a notebook is `__main__`, too, but no file

@@ -32,11 +32,12 @@ def _one_each(values, codes, what):
 
 def _unit_sums(x, w, units):
     "Weighted totals and sizes of the independent units, in an order that rows do not decide"
+    if units is None:
+        order = np.lexsort((w, x))
+        return (w*x)[order], w[order]
     order = np.lexsort((w, x, units))
     start = np.flatnonzero(np.diff(units[order], prepend=-1))
-    total, size = np.add.reduceat((w*x)[order], start), np.add.reduceat(w[order], start)
-    order = np.lexsort((size, total))  # single rows come in the order of the data
-    return total[order], size[order]
+    return np.add.reduceat((w*x)[order], start), np.add.reduceat(w[order], start)
 
 # %% ../nbs/foundations/estimating.ipynb #f6888d6f
 @dataclass(frozen=True)
@@ -80,19 +81,18 @@ def judge_corrected(
     if not (sens.enough and spec.enough): return replace(out, note='the judge was not calibrated on both right and wrong answers')
     if {sens.level, spec.level} != {rate.level}: raise PlaybookError(f'calibrate the judge at the level of the estimate, {rate.level:g}')
     fpr = replace(spec, value=1 - spec.value, low=1 - spec.high, high=1 - spec.low)
-    gap = sens.value - fpr.value
     if sens.low <= fpr.high: return replace(out, note='the judge cannot be told from one that guesses; calibrate it on more answers')
-    terms = (lambda t: [(np.ones_like(t), rate), (-t, sens), (t, fpr)]) if difference else (lambda t: [(np.ones_like(t), rate), (-t, sens), (t - 1, fpr)])
-    value = (rate.value if difference else rate.value - fpr.value)/gap
-    grid = np.linspace(floor, 1, 2001)
-    bounds = [floor, 1.]
-    for side, kept in enumerate((_sum_bounds(terms(grid))[0] <= 0, _sum_bounds(terms(grid))[1] >= 0)):
-        if not kept.any(): return replace(out, value=min(max(value, floor), 1.), note=f'the judge calls {rate.value:.1%} right, which its calibration makes impossible')
-        i = int(np.flatnonzero(kept)[0 if side == 0 else -1])
-        j = i - 1 if side == 0 else i + 1
-        if 0 <= j < len(grid): bounds[side] = float(brentq(lambda t: float(_sum_bounds(terms(np.array([t])))[side][0]), *sorted((grid[i], grid[j]))))
-    if not floor <= value <= 1: return replace(out, value=min(max(value, floor), 1.), low=min(bounds[0], 1.), note=f'corrected for its judge the value would be {value:.2f}: calibration and answers do not fit together')
-    return replace(out, value=float(value), low=bounds[0], high=bounds[1], enough=True)
+    def misfit(t): return _sum_bounds([(np.ones_like(t), rate), (-t, sens), (t if difference else t - 1, fpr)])  # bounds of what must be 0 at the true t
+    value, grid = (rate.value if difference else rate.value - fpr.value)/(sens.value - fpr.value), np.linspace(floor, 1, 2001)
+    low, high = misfit(grid)
+    kept = np.flatnonzero((low <= 0) & (high >= 0))
+    clipped = min(max(value, floor), 1.)
+    if not len(kept): return replace(out, value=clipped, note=f'the judge calls {rate.value:.1%} right, which its calibration makes impossible')
+    first, last = kept[0], kept[-1]
+    bounds = dict(low=floor if first == 0 else float(brentq(lambda t: misfit(t)[0], grid[first - 1], grid[first])),
+                  high=1. if last == 2000 else float(brentq(lambda t: misfit(t)[1], grid[last], grid[last + 1])))
+    if clipped != value: return replace(out, value=clipped, note=f'corrected for its judge the value would be {value:.2f}: calibration and answers do not fit together', **bounds)
+    return replace(out, value=float(value), enough=True, **bounds)
 
 # %% ../nbs/foundations/estimating.ipynb #78eb2317
 def estimate(
@@ -109,28 +109,30 @@ def estimate(
     level, x = _level(level, .5), scores(score)
     y = None if other is None else scores(other, 'scores of the other system')
     w = np.ones(len(x)) if weights is None else scores(weights, 'weights')
-    if judge is not None: bounds = bounds or (0, 1)
+    if judge is not None:
+        bounds = (0, 1)
+        if not all(np.isin(v[~np.isnan(v)], (0, 1)).all() for v in (x, y) if v is not None): raise PlaybookError("a judge's verdicts must be 0 or 1 to be corrected; turn its grades into right and wrong first")
     if len(w) != len(x) or (y is not None and len(y) != len(x)): raise PlaybookError(f'scores, other scores and weights must have a value for each of the {len(x)} rows')
     if np.isnan(w).any() or (w <= 0).any(): raise PlaybookError('weights must be numbers above 0; leave out rows that stand for nothing')
     ends = _ends(bounds, *(v for v in (x, y) if v is not None))
     codes = np.arange(len(x)) if prompt is None else _codes(prompt, len(x))
     groups = None if clusters is None else _codes(clusters, len(x))
     missing = np.isnan(x) if y is None else np.isnan(x) | np.isnan(y)
-    method = 'Gaffke' if ends else 't' if prompt is None and clusters is None else 'cluster-robust t'
+    alone = prompt is None and clusters is None
+    method = 'Gaffke' if ends else 't' if alone else 'cluster-robust t'
     n, u = int((~missing).sum()), int(missing.sum())
     lo, hi = (-math.inf, math.inf) if not ends else ends if y is None else (ends[0] - ends[1], ends[1] - ends[0])
-    units = np.unique(groups if groups is not None else codes)
-    shape = dict(n=n, method=method, level=level, clusters=None if prompt is None and clusters is None else len(units), unscored=u)
+    shape = dict(n=n, method=method, level=level, clusters=None if alone else len(np.unique(groups if groups is not None else codes)), unscored=u)
     if not n: return Estimate(math.nan, lo, hi, enough=False, note='no score at all', **shape)
 
     average = (lambda v: _prompt_means(v, codes)) if prompt is not None else (lambda v: v)
     side = lambda v, e: average(np.where(np.isnan(v), e, v) if ends else v)
-    weight, unit = (w, groups if groups is not None else codes) if prompt is None else (_one_each(w, codes, 'weight'), np.arange(codes.max() + 1) if groups is None else _one_each(groups, codes, 'cluster'))
+    weight, unit = (w, groups) if prompt is None else (_one_each(w, codes, 'weight'), np.arange(codes.max() + 1) if groups is None else _one_each(groups, codes, 'cluster'))
     point = average(x) - (0. if y is None else average(y))
     known = ~np.isnan(point)
     value = math.fsum((weight*point)[known])/math.fsum(weight[known]) if known.any() else math.nan
     if not ends:
-        _, _, low, high, why = _t_bounds(*_unit_sums(point[known], weight[known], unit[known]), level) if known.any() else (0, 0, lo, hi, 'no prompt has a score of both systems')
+        _, _, low, high, why = _t_bounds(*_unit_sums(point[known], weight[known], None if unit is None else unit[known]), level) if known.any() else (0, 0, lo, hi, 'no prompt has a score of both systems')
         if u: low, high, why = lo, hi, f'{u} of {n + u} rows have no score and could have any; give bounds=(lowest, highest)'
         return Estimate(value, low, high, enough=not why, note=why, **shape)
     worst = side(x, ends[0]) - (0. if y is None else side(y, ends[1]))

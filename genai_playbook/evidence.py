@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from .chapters import DIMENSIONS
 from .errors import PlaybookError
-from .faces import decision_html, decision_text, gate_html, gate_text
+from .faces import decision_html, decision_text, gate_html, gate_text, numbers_text
 from .report import plain
 from .stats import Estimate
 
@@ -254,7 +254,7 @@ def decide(
 # %% ../nbs/foundations/evidence.ipynb #c1d2ff80
 def _bounds(g):
     if g.verdict==NOT_TESTED or not g.n: return f'({g.note or "nothing was scored"})'
-    return f'is {g.value:.4g} [{g.low:.4g}, {g.high:.4g}], asked {"at least" if g.direction==">=" else "at most"} {g.threshold:.4g} (n = {g.n:,})'
+    return f'is {numbers_text(g)} (n = {g.n:,})'
 
 def _headline(v, sc, failed, open_, broke, untouched):
     n,of = len(sc['covered']), len(sc['dimensions'])

@@ -72,6 +72,7 @@ def row_scores(
     references:Sequence[str|None] # None: nobody knows the right answer
 )->list[float]: # one a row, nan where it could not be scored
     "The score of each answer, in order"
+    answers,references = list(answers),list(references)
     if len(answers)!=len(references): raise PlaybookError(f"{len(answers)} answers meet {len(references)} references: every answer needs its own.")
     idx = [i for i,(a,r) in enumerate(zip(answers,references)) if isinstance(a,str) and a.strip() and isinstance(r,str) and r.strip()]
     res = [float('nan')]*len(answers)

@@ -88,7 +88,7 @@ def _flat(d) -> list[tuple[str, str]]: # label and text, nested values in one li
 def _not_covered(evidence) -> list[tuple[str, str]]: # dimensions, why
     from genai_playbook.chapters import DIMENSIONS
     by = {c['name']: c for c in evidence['chapters']}
-    why = lambda c: 'not part of this run' if c is None else c['status']+(f': {c["error"]}' if c.get('error') else '')
+    why = lambda c: 'no chapter measured it in this run' if c is None else c['status']+(f': {c["error"]}' if c.get('error') else '')
     gaps = {n: why(by.get(n)) for n in DIMENSIONS.values() if n not in by or by[n]['status']!='done'}
     return [(', '.join(n for n,w in gaps.items() if w==reason), reason) for reason in dict.fromkeys(gaps.values())]
 
@@ -137,8 +137,7 @@ def _commands(ev) -> list[tuple[str, str]]:
     from shlex import quote
     poc,nbs = ev.get('poc') or {},[c['notebook'] for c in ev['chapters'] if c.get('notebook')]
     card = quote(str(poc.get('card') or poc.get('name') or 'poc.yaml'))
-    return [('in this folder: did any file change, do the verdicts follow from the numbers?', 'genai-playbook verify .'),
-            ('measure everything again', f'genai-playbook run {card} --effort {ev.get("effort") or "full"}'),
+    return [('measure everything again', f'genai-playbook run {card} --effort {ev.get("effort") or "full"}'),
             *[('one chapter, with papermill alone', f'papermill {quote(n)} again.ipynb') for n in nbs[:1]]]
 
 # %% ../nbs/foundations/report.ipynb #e2e0fee6

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import threading
 import time
 import tokenize
@@ -190,7 +191,7 @@ def plan(
     effective = {}
     for n, c in infos.items():
         known = notebook_parameters(json.loads(c.path.read_text(encoding='utf-8')), c.path.name)
-        own = {k: v for k, v in dict(poc=str(card.path), effort=effort, run_dir='').items() if k in known}
+        own = {k: v for k, v in dict(poc=card.name if card.bundled else str(card.path), effort=effort, run_dir='').items() if k in known}
         given = params.get(n, {})
         if bad := set(given) & set(OWN): raise PlaybookError(f'-p {n}.{sorted(bad)[0]} is set by the runner: name the card as the argument of `run`, and use --effort.')
         effective[n] = effective_parameters(known, {**own, **given}, n)
@@ -212,22 +213,25 @@ def execute_chapter(
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
     partial = dst.parent/'.partial'/dst.name
     partial.parent.mkdir(exist_ok=True)
     total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells'])
     seen, deadline = iter(range(1, total+2)), clock()+timeout
     left = lambda cell: max(1, int(deadline-clock()))
     status, error = DONE, ''
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix='gp-') as sockets:
+        kernel = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k'))  # no ports to fight over when chapters start side by side
         warnings.simplefilter('ignore')  # papermill's and nbclient's own deprecations, not the chapter's
         try:
-            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, timeout_func=left, store_widget_state=True,
+            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, timeout_func=left, config=kernel, extra_arguments=['--log-level=CRITICAL'], store_widget_state=True,
                                   resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=lambda **kw: on_cell(next(seen), total+1))
             skipped = [c.id for c in nb.cells if c.cell_type == 'code' and c.source.strip() and c.metadata.papermill.status != 'completed']
             if skipped: status, error = BROKE, f'{len(skipped)} cells did not run: something ended the notebook early'
         except PapermillExecutionError as e: status, error = BROKE, f'{e.ename}: {e.evalue}'.splitlines()[0][:300]
         except CellTimeoutError: status, error = TIMED_OUT, f'it took longer than {timeout:,.0f} s; allow more with --timeout'
         except DeadKernelError: status, error = BROKE, 'its kernel died, often for want of memory; look at the last cell that ran'
+        except RuntimeError as e: status, error = BROKE, f'its kernel did not start: {e}'
     if partial.exists(): os.replace(partial, dst)
     return status, error
 
@@ -339,7 +343,7 @@ def run(
     digests = card.digests()
     old = newest_run(card.name, base, finished=False) if resume else None
     folder = old.folder if old else _new_folder(base, card, _sha(digests, effort, effective), now)
-    state = Run(folder, card.name, str(card.path), effort, {n: dict(p) for n, p in (params or {}).items()}, chosen, old.started if old else now.isoformat(timespec='seconds'),
+    state = Run(folder, card.name, card.name if card.bundled else str(card.path), effort, {n: dict(p) for n, p in (params or {}).items()}, chosen, old.started if old else now.isoformat(timespec='seconds'),
                 exemptions=[e.model_dump() for e in card.spec.exemptions], digests=digests, notebooks=str(notebooks) if notebooks else None)
     every = find_chapters(notebooks)
     kept = {c.name: c for c in old.chapters} if old else {}
@@ -370,14 +374,14 @@ def run(
             c.status, c.error, c.seconds, c.notebook = status, error, round(time.monotonic()-start, 2), nb.name if nb.exists() else ''
             if c.notebook:
                 from genai_playbook.report import chapter_html
-                chapter_html(nb, nb.with_suffix('.html'))
+                chapter_html(nb, nb.with_suffix('.html'), error)
                 c.html = nb.with_suffix('.html').name
             state.save()
         progress.end(c, gates)
 
     _schedule({n: i for n, i in infos.items() if state.chapter(n).status == NOT_RUN}, work, jobs)
     state.finished = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    evidence = finish(state, card)
     state.save()
+    evidence = finish(state, card)
     if remote: evidence['folder'] = keep_remote(folder, f'{remote.rstrip("/")}/{card.name}/{folder.name}')
     return evidence

@@ -243,7 +243,7 @@ def _t_bounds(total, size, level):
     z = total - mean*size
     ss = math.fsum(z*z)
     if c < 2: return mean, math.inf, -math.inf, math.inf, 'a single independent unit has no spread'
-    if ss <= 1e-24*math.fsum(total*total): return mean, 0., -math.inf, math.inf, 'all scores are equal, which says nothing about scores not yet seen unless their range is known; give bounds=(lowest, highest)'
+    if ss <= 1e-24*math.fsum(total*total): return mean, 0., -math.inf, math.inf, 'all scores (or means of clusters) are equal, which says nothing about scores not yet seen unless their range is known; give bounds=(lowest, highest)'
     se, t = math.sqrt(c/(c - 1)*ss)/n, stdtrit(c - 1, level)
     skew = math.fsum(z**3)/c/(ss/c)**1.5 * (math.sqrt(c*(c - 1))/(c - 2) if c > 2 else 1.)
     a, b = skew/(3*math.sqrt(c)), skew/(6*math.sqrt(c))

@@ -99,7 +99,7 @@ def metric_table(
     import pandas as pd
     from genai_playbook.stats import mean
     texts = [None if a.error else a.text for a in answers]
-    ests = {n: mean(row_scores(n, texts, references), clusters) for n in names}
+    ests = {n: mean(row_scores(n, texts, references), clusters, bounds=(0,1) if n in METRICS else None) for n in names}
     return pd.DataFrame({n: dict(mean=e.value, low=e.low, high=e.high, n=e.n, unscored=e.unscored, method=e.method) for n,e in ests.items()}).T
 
 # %% ../nbs/01_success.ipynb #7cc696c5

@@ -171,7 +171,7 @@ def test_one_mistake_one_line(wrong, old, new, said):
 
 def test_everything_at_once(wrong):
     lines = wrong(('promise:', 'promised:'), ('baseline: 0.4', 'baseline: high'), ('  target: 0.85', '  target: 2'), ('talk,', 'tolk,'), ('{context}', '{contxt}'), ('SUC01', 'SUC1'))
-    assert [x.split(': ')[1] for x in lines] == ['outcome.promise', 'outcome.promised', 'outcome.baseline', 'data.columns.cluster', 'prompt.template', 'success.target', 'gates.SUC1']
+    assert [x.split(': ')[1] for x in lines] == ['outcome.promised', 'outcome.baseline', 'data.columns.cluster', 'prompt.template', 'success.target', 'gates.SUC1']
 
 
 def test_no_mistake_is_reported_for_what_follows_from_another(wrong):

@@ -691,7 +691,7 @@ def test_the_index_shows_everything_and_escapes_it(tmp_path):
     assert '✗ NO-GO' in h and 'PARTIAL' in h and h.count('<svg role="img"') == 2 and 'href="01_success.html#cell-c1"' in h and 'href="#SEC01"' in h
     assert [i['alt'] for i in p.images] == ['Regions'] and len(p.images[0]['src']) < 20_000
     assert 'FAIL">✗ 1 fail<' not in h and '✓ 1 pass' in h and '○ 1 not tested' in h
-    assert 'no money' in h and 'not part of this run' in h and 'genai-playbook verify .' in h
+    assert 'no money' in h and 'no chapter measured it' in h and 'genai-playbook run' in h
 
 
 def test_an_empty_run_has_an_index(tmp_path):

@@ -182,7 +182,7 @@ def test_a_remote_address_without_its_extra_keeps_the_run_and_says_what_to_do(fo
     monkeypatch.chdir(tmp_path)
     nbs = folder(**{'01_good': notebook(chapter='good')})
     with pytest.raises(PlaybookError, match='Cannot write nowhere://'): run('demo', out='nowhere://bucket/x', notebooks=nbs, effort='quick')
-    assert newest_run('parcel-assistant', tmp_path/'evidence', finished=True)
+    assert newest_run('demo', tmp_path/'evidence', finished=True)
 
 
 def test_resume_keeps_what_is_valid_after_kill_9(folder, tmp_path):
@@ -199,7 +199,7 @@ def test_resume_keeps_what_is_valid_after_kill_9(folder, tmp_path):
             time.sleep(.1)
     finally: os.killpg(p.pid, signal.SIGKILL)
     p.wait()
-    cut = newest_run('parcel-assistant', out)
+    cut = newest_run('demo', out)
     assert (cut.finished, cut.chapter('one').status, cut.chapter('two').status) == ('', 'done', 'not run')
     assert json.loads((cut.folder/'01_one.ipynb').read_text()) and not (cut.folder/'02_two.ipynb').exists()
     (tmp_path/'go').touch()
