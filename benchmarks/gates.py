@@ -23,7 +23,7 @@ SIZES = {'1 to 4': [1, 2, 3, 4], '10': [10], '1 or 30': [1]*7 + [30]}  # answers
 class Table:
     "Prints rows as they come; remembers the worst rate of each column"
     def __init__(self, title, columns, methods):
-        self.methods, self.worst, self.bad = methods, dict.fromkeys(methods, (0., '')), dict.fromkeys(methods, 0)
+        self.methods, self.worst, self.bad = methods, dict.fromkeys(methods, (0., 'every row')), dict.fromkeys(methods, 0)
         print(f'\n## {title}\n\n| ' + ' | '.join([*columns, *methods]) + ' |\n|' + '---|'*(len(columns) + len(methods)))
 
     def row(self, labels, rates, *runs):
@@ -136,10 +136,10 @@ def pairs(runs, rng):
 def boots(runs, rng):
     t = Table('A bootstrap: passes wrongly, % (worse side)', ['scores', 'statistic', 'n'], ['(percentile)', 'BCa'])
     for name, draw, mu, _ in skewed(rng)[1:7]:
-        for n in (50, 200):
+        for n in (100, 300):
             x = draw((runs, n))
             t.row((name, 'mean', n), [gate_rates([stats.bootstrap(r, method=m, replicates=1000, seed=i) for i, r in enumerate(x)], mu).max() for m in ('percentile', 'BCa')], runs)
-    for n in (50, 200):
+    for n in (100, 300):
         x = rng.exponential(size=(runs, n))
         t.row(('exponential', 'median', n), [gate_rates([stats.bootstrap(r, np.median, method=m, replicates=1000, seed=i) for i, r in enumerate(x)], math.log(2)).max() for m in ('percentile', 'BCa')], runs)
     t.close()

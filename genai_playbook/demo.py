@@ -367,6 +367,7 @@ def save(
     half.generation_config.update(do_sample=False, max_new_tokens=40, eos_token_id=1, pad_token_id=0)
     half.save_pretrained(folder)
     tok.save_pretrained(folder)
+    (folder/'model.safetensors').chmod(0o644)  # written for the owner alone
     config = json.loads((folder/'config.json').read_text())
     (folder/'config.json').write_text(json.dumps(config | {'dtype': 'float32'}, indent=2) + '\n')
 

@@ -10,7 +10,7 @@ import asyncio, codecs, email.utils, json, os, queue, random, re, time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from .errors import PlaybookError
-from .models import Answer, BadPrompt, Chunk, Model, Progress, Prompt, as_messages, background, contents, digest_of, failed, wait
+from .models import Answer, Chunk, Model, Progress, Prompt, as_messages, background, contents, digest_of, failed, wait
 
 # %% ../nbs/foundations/endpoint.ipynb #f1e1cc1f
 class Events:

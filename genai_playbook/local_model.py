@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'model_folder', 'folder_digest', 'TransformersModel']
 
-# %% ../nbs/foundations/local_model.ipynb #b9f973a5
+# %% ../nbs/foundations/local_model.ipynb #edbed1ba
 import concurrent.futures, functools, hashlib, inspect, random, threading, time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from .errors import PlaybookError
 from .models import Answer, BadPrompt, Chunk, Model, Progress, Prompt, as_messages, digest_of, failed
 
-# %% ../nbs/foundations/local_model.ipynb #6e723683
+# %% ../nbs/foundations/local_model.ipynb #920810cd
 _PARTS = {'configuration (`config.json`)': ('config.json',), 'weights (`*.safetensors`)': ('*.safetensors', 'pytorch_model*.bin'),
           'tokenizer (`tokenizer.json`)': ('tokenizer.json', 'tokenizer.model', 'vocab.*', 'spiece.model', 'sentencepiece.*')}
 
@@ -39,7 +39,7 @@ def _download(path, revision, local_files_only):
         at = f' at revision `{revision}`' if revision else ''
         raise PlaybookError(f'`{path}`{at} is neither a folder here nor a model that the hub gives ({type(e).__name__}); correct `model.path`, or download it first') from None
 
-# %% ../nbs/foundations/local_model.ipynb #d2015b41
+# %% ../nbs/foundations/local_model.ipynb #8d0f598c
 _MATTERS = '.safetensors', '.bin', '.json', '.jinja', '.model', '.txt'
 
 @functools.cache
@@ -53,7 +53,7 @@ def folder_digest(
     files = sorted(p for p in folder.iterdir() if p.suffix in _MATTERS and not p.name.startswith('.') and p.is_file())
     return digest_of([(p.name, _sha256(str(p), (s := p.stat()).st_size, s.st_mtime_ns)) for p in files])
 
-# %% ../nbs/foundations/local_model.ipynb #69571f55
+# %% ../nbs/foundations/local_model.ipynb #b251c1d2
 class _Loaded: # net, tokenizer, and what the loop below needs to know of them
     def __init__(self, folder:Path, device:str, dtype:str):
         import torch
@@ -81,7 +81,7 @@ class _Loaded: # net, tokenizer, and what the loop below needs to know of them
         self.size = self.net.get_input_embeddings().num_embeddings
         self.takes = inspect.signature(self.net.forward).parameters
 
-# %% ../nbs/foundations/local_model.ipynb #d04f4be9
+# %% ../nbs/foundations/local_model.ipynb #17b005de
 def _decode(m:_Loaded, ids:list[list[int]], budgets:list[int], temperature:float=0., seeds:list[int]|None=None)->Iterator[list[tuple[int,int,float]]]: # for each step: (row, token, log-probability)
     import torch
     width,device = max(map(len, ids)),m.net.device
@@ -108,7 +108,7 @@ def _decode(m:_Loaded, ids:list[list[int]], budgets:list[int], temperature:float
             if keep: kv.batch_select_indices(at)
             x,mask,pos,rows = x[at],mask[at],pos[at],[rows[i] for i in keep]
 
-# %% ../nbs/foundations/local_model.ipynb #fbed0634
+# %% ../nbs/foundations/local_model.ipynb #fbb4cfe1
 SMALL = 100_000_000 # parameters
 
 class TransformersModel(Model):
@@ -128,7 +128,7 @@ class TransformersModel(Model):
         self.max_new_tokens,self.temperature,self.seed,self.batch_size,self._device,self._dtype = max_new_tokens,temperature,seed,batch_size,device,dtype
         self.name,self.deterministic = Path(path).name,not temperature or seed is not None
         self._lock,self._largest = threading.RLock(),batch_size
-        if Path(path).expanduser().is_dir() or str(path).startswith(('.', '/', '~')): self.folder # what is missing is said before anything else is done
+        if Path(path).expanduser().is_dir() or str(path).startswith(('.', '/', '~')): model_folder(path, revision) # what is missing is said before anything else is done
     def __repr__(self): return f'TransformersModel({self.name!r})'
 
     @functools.cached_property
@@ -165,6 +165,10 @@ class TransformersModel(Model):
         with self._lock:
             if 'loaded' not in self.__dict__: self.__dict__['loaded'] = _Loaded(self.folder, self.device, self.dtype)
             return self.__dict__['loaded']
+
+    def load(self)->None:
+        "Load the weights now rather than with the first prompt"
+        _ = self.loaded,self.threads
 
     def _render(self, prompt:Prompt)->str:
         messages,tok = as_messages(prompt),self.loaded.tok
@@ -214,7 +218,7 @@ class TransformersModel(Model):
         return self._batch(ids[:half]) + self._batch(ids[half:])
 
     def answer(self, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
-        self.loaded,self.threads
+        self.load()
         res,texts,ids = [None]*len(prompts),{},{}
         for i,p in enumerate(prompts):
             try: texts[i] = self._render(p)
@@ -246,7 +250,7 @@ class TransformersModel(Model):
         finally: torch.set_num_threads(self.threads)
 
     def stream(self, prompt:Prompt)->Iterator[Chunk]:
-        self.loaded
+        self.load()
         start,first,tokens,logps,told,new = time.perf_counter(),None,[],[],'',0
         try:
             ids = self._encode(prompt)

@@ -227,5 +227,5 @@ def test_the_playbooks_own_chapters_are_well_formed():
 def test_exempt_chapters_do_not_run(folder, tmp_path):
     from types import SimpleNamespace
     nbs = folder(**{'01_good': notebook(chapter='good'), '02_other': notebook(chapter='other')})
-    infos, _ = plan(SimpleNamespace(path='x', exemptions=[dict(chapter='other', owner='o', reason='r')]), folder=nbs)
+    infos, _ = plan(SimpleNamespace(path='x', name='x', bundled=False, exempt=lambda: {'other'}), folder=nbs)
     assert list(infos) == ['good']

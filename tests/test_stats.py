@@ -74,8 +74,8 @@ def test_nothing_is_never_enough(call):
 
 
 @pytest.mark.parametrize('call', [lambda: mean([5.]), lambda: mean([5.]*100), lambda: mean([1, 2, 3], [1, 1, 1]), lambda: mean(range(29)), lambda: mean([1., math.inf]*50), lambda: mean(range(100), [i % 29 for i in range(100)]),
-                                  lambda: mean([0]*99 + [1]), lambda: paired_difference([1]*50, [1]*50), lambda: bootstrap([1.]), lambda: bootstrap([1.]*100), lambda: bootstrap(range(49)),
-                                  lambda: bootstrap(range(100), clusters=[1]*100), lambda: bootstrap([1.]*60 + [None]), lambda: bootstrap(np.arange(60.), lambda v: math.nan), lambda: bootstrap(np.arange(60.)-30, lambda v: math.inf),
+                                  lambda: mean([0]*99 + [1]), lambda: paired_difference([1]*50, [1]*50), lambda: bootstrap([1.]), lambda: bootstrap([1.]*100), lambda: bootstrap(range(99)),
+                                  lambda: bootstrap(range(100), clusters=[1]*100), lambda: bootstrap([1.]*160 + [None]), lambda: bootstrap(np.arange(60.), lambda v: math.nan), lambda: bootstrap(np.arange(60.)-30, lambda v: math.inf),
                                   lambda: korn_graubard([1, 0], [1, 1]), lambda: mean([1e-300]*50), lambda: mean([.1]*50)])
 def test_too_little_says_so(call):
     e = call()
@@ -209,8 +209,8 @@ def test_bootstrap_seed_speed_path_and_strangers():
     assert same(bootstrap(x, np.mean), bootstrap(x, lambda v, axis=None: np.mean(v, axis=axis)))
     slow = bootstrap(x, lambda v: float(np.mean(v)))
     assert slow.low == pytest.approx(bootstrap(x).low, abs=.03)
-    equal = np.repeat(range(50), 2)
-    assert bootstrap(x, clusters=equal).clusters == 50 and bootstrap(x, clusters=equal).enough
+    equal = bootstrap(np.r_[x, -x], clusters=np.repeat(range(100), 2))
+    assert equal.clusters == 100 and equal.enough
     with pytest.raises(ZeroDivisionError): bootstrap(x, lambda v: 1/0)  # the caller's own bug is shown, not swallowed
 
 
