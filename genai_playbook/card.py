@@ -348,7 +348,7 @@ def model_path(
 def _check_model_path(path:str, folder:Path)->str|None:
     try: found = model_path(path, folder)
     except (OSError, ValueError): return 'this is no usable path'
-    if found!=path: return None
+    if found!=path or _beside(folder, path).is_dir(): return None
     first = path.split('/')[0]
     if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', path, re.A) and first not in ('.','..') and not (('/' in path) and (folder/first).is_dir()): return None
     near = did_you_mean(Path(path).name, [p.name for p in (folder/path).parent.iterdir() if p.is_dir()]) if (folder/path).parent.is_dir() else ''

@@ -540,8 +540,8 @@ Held-out accuracy (exact answer after normalisation; fresh orders, {sum(o["phras
   without a system prompt, and answers anything else with whatever is nearest. An answer that sounds sure says nothing about its being right.
 
 ## How it was made
-`python -m genai_playbook.demo train {name} --out DIR`: {facts["parameters"]:,} parameters (Llama architecture, random start), {len(data):,} rows, {facts["steps"]} steps of 48, seed {r.seed}, torch {facts["torch"]},
-transformers {facts["transformers"]}, {facts["threads"]} CPU thread(s); {facts["cpu"]:.0f} s of CPU time, {facts["wall"]:.0f} s of wall-clock on shared cores, loss of the last 100 steps {facts["loss"]:.4f} nats a token. Another machine may round differently
+`python -m genai_playbook.demo train {name} --threads {facts["threads"]} --out DIR`: {facts["parameters"]:,} parameters (Llama architecture, random start), {len(data):,} rows, {facts["steps"]} steps of 48, seed {r.seed}, torch {facts["torch"]},
+transformers {facts["transformers"]}, CPU only; {facts["cpu"]:.0f} s of CPU time, {facts["wall"]:.0f} s of wall-clock on shared cores, loss of the last 100 steps {facts["loss"]:.4f} nats a token. Another machine may round differently
 and end with other weights; the data are the same bytes everywhere.
 Training rows sha256 `{facts["data"]}`, evaluation rows sha256 `{digest(rows)}`.
 Weights are stored as float16 and evaluated as float32.
