@@ -7,8 +7,8 @@ __all__ = ['find_run', 'gate_table', 'plot_dimensions']
 
 # %% ../nbs/13_decision.ipynb #1b187123
 from pathlib import Path
-from .evidence import FAIL, INSUFFICIENT, NOT_TESTED, PASS, Gate, decide
-from .runner import Run, gather, load_run, newest_run
+from .evidence import FAIL, INSUFFICIENT, NOT_TESTED, PASS, Gate
+from .runner import Run, load_run, newest_run
 
 # %% ../nbs/13_decision.ipynb #8423ad14
 def find_run(

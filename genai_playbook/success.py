@@ -10,10 +10,9 @@ __all__ = ['GATES', 'Section', 'rows_to_show', 'solved', 'by_slice', 'plot_slice
 import math
 from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
-from .errors import PlaybookError
 from .evidence import GateSpec
 from .metrics import METRICS, row_scores
-from .stats import Estimate, n_proportion, paired_difference, proportion
+from .stats import Estimate, n_proportion, proportion
 
 # %% ../nbs/01_success.ipynb #35427826
 class Section(BaseModel):
@@ -78,7 +77,7 @@ def plot_slices(
     import matplotlib.pyplot as plt
     items = [('all', rate.value, rate.low, rate.high, rate.n)] + [(f'{c}: {k}', r.solved, r.low, r.high, int(r.n)) for c,t in slices.items() for k,r in t.iterrows()]
     fig,ax = plt.subplots(figsize=(7.5, .27*len(items)+.9), layout='constrained')
-    for y,(name,v,lo,hi,n) in enumerate(reversed(items)):
+    for y,(name,v,lo,hi,_) in enumerate(reversed(items)):
         color = '#b3261e' if hi<target else '#1b6e3c' if lo>=target else '#6b6b6b'
         ax.plot([lo,hi], [y,y], color=color, lw=5 if name=='all' else 3, alpha=.55, solid_capstyle='butt')
         ax.plot(v, y, 'D' if name=='all' else 'o', color=color, ms=6 if name=='all' else 4.5)
