@@ -1,11 +1,15 @@
-"""How much faster a thousand prompts are in batches than one by one: the same `answer`, uncached, in one run
+"""How much faster a thousand prompts are in batches than one by one, uncached, in one run
+
+One by one is measured twice: with transformers' own `generate()` in a loop, which is what people write first, and with our `answer` on one prompt at a time, which is already
+quicker. Both are interleaved, prompt by prompt, so that a busy machine slows both.
 
     python benchmarks/answers.py                                    # the demo: its model, its prompts
     python benchmarks/answers.py --model FOLDER --max-new-tokens 24 # another model, made-up prompts
 
-One by one is timed on every fifth prompt and scaled up (`--every 1`: on each)."""
+One by one is timed on every fifth prompt and scaled up (`--every 1`: on each); batches are the median of five passes."""
 import argparse
 import random
+import statistics
 import time
 
 
@@ -21,6 +25,14 @@ def made_up(folder: str, n: int, **settings):
     return TransformersModel(folder, **settings), [' '.join(rnd.choices(words, k=rnd.randint(20, 40))) for _ in range(n)]
 
 
+def generate(model, prompt: str) -> str:
+    "One answer as a notebook's first version gets it: template, tokenizer, generate, decode"
+    tok, net = model.loaded.tok, model.loaded.net
+    x = tok.apply_chat_template([dict(role='user', content=str(prompt))], add_generation_prompt=True, return_tensors='pt', return_dict=True) if tok.chat_template else tok(str(prompt), return_tensors='pt')
+    out = net.generate(**x, max_new_tokens=model.max_new_tokens, do_sample=False)
+    return tok.decode(out[0, x['input_ids'].shape[1]:], skip_special_tokens=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--model', help='folder of a transformers model; left out: the demo')
@@ -32,19 +44,30 @@ def main():
     model, prompts = made_up(a.model, a.n, batch_size=a.batch_size, max_new_tokens=a.max_new_tokens) if a.model else demo(a.n)
     model.answer(prompts[:8])  # loading and warming up are nobody's merit
 
-    start = time.perf_counter()
-    together = model.answer(prompts)
-    batched = time.perf_counter()-start
-
+    def timed(work, into):
+        start = time.perf_counter()
+        res = work()
+        into.append(time.perf_counter()-start)
+        return res
+    batched, alone, loop, generated = [], [], [], []
+    bare = getattr(model, 'model', model)
+    generate(bare, prompts[0])
     some = range(0, len(prompts), a.every)
-    start = time.perf_counter()
-    alone = [model.answer([prompts[i]])[0] for i in some]
-    single = (time.perf_counter()-start)/len(some)*len(prompts)
+    singles = []
+    for k in range(5):
+        together = timed(lambda: model.answer(prompts), batched)
+        for i in some[k::5]:
+            singles.append((i, timed(lambda i=i: model.answer([prompts[i]]), alone)[0]))
+            generated.append((i, timed(lambda i=i: generate(bare, prompts[i]), loop)))
+    t, single, plain = statistics.median(batched), statistics.mean(alone)*len(prompts), statistics.mean(loop)*len(prompts)
 
-    same = sum(together[i].text==x.text for i, x in zip(some, alone))
+    same = sum(together[i].text==x.text for i, x in singles)
+    agree = sum(together[i].text.strip()==x.strip() for i, x in generated)
     tokens = sum(x.tokens_out or 0 for x in together)
     print(f'{len(prompts):,} prompts, {tokens:,} tokens out, {sum(x.error is not None for x in together)} errors, about {model.about}')
-    print(f'batched {batched:.2f} s, one by one {single:.1f} s, ratio {single/batched:.1f}; {same} of {len(alone)} answers are the same')
+    print(f'batches                    {t:6.2f} s  ({min(batched):.2f} to {max(batched):.2f})')
+    print(f'generate(), one by one     {plain:6.1f} s  ratio {plain/t:.1f}; {agree} of {len(generated)} answers are the same')
+    print(f'answer(), one by one       {single:6.1f} s  ratio {single/t:.1f}; {same} of {len(singles)} answers are the same')
 
 
 if __name__=='__main__': main()
