@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-CHAPTERS := $(wildcard nbs/[0-9]*.ipynb)
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test test-full lab notebooks check-notebooks dist clean
 
@@ -12,12 +12,12 @@ demo: $(STAMP)  ## run the playbook on the demo POC; succeeds exactly when the d
 
 test: check-notebooks  ## everything that CI runs
 	$(BIN)/ruff check .
-	$(BIN)/nbdev-test --n_workers 2
+	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest -m "not slow"
 
 test-full: check-notebooks  ## with the tests that take minutes
 	$(BIN)/ruff check .
-	$(BIN)/nbdev-test --n_workers 2
+	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest
 
 # Export and clean work on a copy, so that a check never changes what it checks
@@ -41,8 +41,7 @@ clean:
 	rm -rf .venv build dist *.egg-info
 
 $(STAMP): pyproject.toml settings.ini setup.py constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch$$(sed -n 's/^torch==/==/p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (some minutes on the first run; PyTorch is large) ..."
+	@{ $(PIP) --upgrade "pip>=24" && $(PIP) -c constraints.txt "$$(grep '^torch==' constraints.txt)" && $(PIP) -c constraints.txt -e ".[dev]"; } > .venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
 	@touch $(STAMP)
