@@ -32,7 +32,6 @@ def said(
         case {'messages': list(chat)}: return said(chat)
         case {'choices': [{'message': m}, *_]}: return said(m)
         case {'content': c}: return said(c)
-        case dict() if len(v)==1: return said(next(iter(v.values())))
     return json.dumps(v, ensure_ascii=False)
 
 def asked(
@@ -52,7 +51,9 @@ def number(
     v # a score in an engine's own terms
 )->float|None:
     "A score as a number"
-    if isinstance(v, str): return _GRADES.get(v.strip().upper(), dict(true=1., false=0., yes=1., no=0.).get(v.strip().lower()))
+    if isinstance(v, str):
+        try: return float(v)
+        except ValueError: return _GRADES.get(v.strip().upper(), dict(true=1., false=0., yes=1., no=0.).get(v.strip().lower()))
     return float(v) if isinstance(v, (bool,int,float)) else None
 
 def _scores(name:str, v)->dict[str,float|None]:
@@ -136,7 +137,7 @@ def _likeliest(resps:list, requests:list[list])->tuple[str|None,list[str]]:
 def _lm_eval_rows(first:Mapping, name:str)->list[dict]:
     requests,resps,target = _requests(first['arguments']), first['resps'], first.get('target')
     if not requests or len(resps)!=len(requests): raise DataError(f'{name}: document {first["doc_id"]} has {len(resps)} answers to {len(requests)} requests')
-    row = dict(id=first['doc_id'], prompt=asked(requests[0][0]), reference=said(_flat(target)) if isinstance(_flat(target), (str,dict,list)) else str(target), **_under('doc', first.get('doc')))
+    row = dict(id=first['doc_id'], prompt=asked(_flat(requests[0][0])), reference=said(_flat(target)) if isinstance(_flat(target), (str,dict,list)) else str(target), **_under('doc', first.get('doc')))
     if isinstance(requests[0][-1], dict) or len(requests)==1 and len(requests[0])<2: # settings of a generation
         texts = resps[0] if isinstance(resps[0], list) else [resps[0]]
         if not all(isinstance(_flat(t), str) for t in texts): raise DataError(f'{name}: these samples hold log-likelihoods but no answers, so there is nothing to judge')
@@ -162,6 +163,8 @@ def _lm_eval(lines:list[Mapping], name:str)->list[dict]:
     return res
 
 # %% ../nbs/foundations/importing.ipynb #fbcbe8ae
+def _verbatim(v)->str|None: return v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+
 _EXPECTED = 'expected','reference','reference_answer','ground_truth','expected_output','expected_answer','ideal','target'
 
 def _promptfoo_reference(r:Mapping)->str|None:
@@ -184,7 +187,7 @@ def _promptfoo(results:list[Mapping], name:str)->list[dict]:
     for i,r in enumerate(results):
         got,prompt = r.get('response') or {}, r.get('prompt')
         broke,tokens = got.get('error') or (r.get('error') if r.get('failureReason')==2 or not got else None), got.get('tokenUsage') or r.get('tokenUsage') or {}
-        res.append(dict(id=r['vars']['id'] if own else r.get('testIdx', i), prompt=asked(prompt.get('raw') if isinstance(prompt, dict) else prompt), reference=_promptfoo_reference(r), answer=said(got.get('output')) if isinstance(got, dict) else said(got),
+        res.append(dict(id=r['vars']['id'] if own else r.get('testIdx', i), prompt=asked(prompt.get('raw') if isinstance(prompt, dict) else prompt), reference=_promptfoo_reference(r), answer=_verbatim(got.get('output')),
             error=broke, seconds=None if got.get('cached') or r.get('latencyMs') is None else r['latencyMs']/1000, tokens_in=tokens.get('prompt') or None, tokens_out=tokens.get('completion') or None, finish_reason=got.get('finishReason'),
             **_scores('success', r.get('success')), **_scores('score', r.get('score'))) | {k: v for n,x in (r.get('namedScores') or {}).items() for k,v in _scores(n, x).items()} | _under('vars', r.get('vars')))
     return res
@@ -203,7 +206,7 @@ def _mlflow(df:'pd.DataFrame', name:str)->'pd.DataFrame':
     def words(k, v):
         try: v = packed(k, v)
         except ValueError: pass
-        if isinstance(v, dict): v = next((v[n] for n in ('expected_response','question','query','prompt','response','output') if isinstance(v.get(n), str)), v)
+        if isinstance(v, dict): v = next((v[n] for n in ('expected_response','question','query','prompt','response','output') if isinstance(v.get(n), str)), next(iter(v.values())) if len(v)==1 else v)
         return None if v is None or v!=v else said(v)
     res = res.assign(**{k: [words(c, v) for v in df[c].tolist()] for k,c in part.items() if c})
     if part['id'] is None: res.insert(0, 'id', [str(i) for i in range(len(df))])
