@@ -183,11 +183,12 @@ def _promptfoo_system(r:Mapping)->str:
 def _promptfoo(results:list[Mapping], name:str)->list[dict]:
     if len(systems := sorted({_promptfoo_system(r) for r in results}))>1:
         raise DataError(f'{name}: this holds the answers of {len(systems)} systems ({"; ".join(systems[:4])}); measure one at a time, with one prompt and `promptfoo eval --filter-providers …`')
-    res,own = [],all((r.get('vars') or {}).get('id') is not None for r in results)
+    res,first,own = [],{},all((r.get('vars') or {}).get('id') is not None for r in results)
     for i,r in enumerate(results):
         got,prompt = r.get('response') or {}, r.get('prompt')
         broke,tokens = got.get('error') or (r.get('error') if r.get('failureReason')==2 or not got else None), got.get('tokenUsage') or r.get('tokenUsage') or {}
-        res.append(dict(id=r['vars']['id'] if own else r.get('testIdx', i), prompt=asked(prompt.get('raw') if isinstance(prompt, dict) else prompt), reference=_promptfoo_reference(r), answer=_verbatim(got.get('output')),
+        same = first.setdefault(json.dumps([prompt, r.get('vars')], sort_keys=True), r.get('testIdx', i)) # `--repeat` numbers its repeats as if they were other tests
+        res.append(dict(id=r['vars']['id'] if own else same, prompt=asked(prompt.get('raw') if isinstance(prompt, dict) else prompt), reference=_promptfoo_reference(r), answer=_verbatim(got.get('output')),
             error=broke, seconds=None if got.get('cached') or r.get('latencyMs') is None else r['latencyMs']/1000, tokens_in=tokens.get('prompt') or None, tokens_out=tokens.get('completion') or None, finish_reason=got.get('finishReason'),
             **_scores('success', r.get('success')), **_scores('score', r.get('score'))) | {k: v for n,x in (r.get('namedScores') or {}).items() for k,v in _scores(n, x).items()} | _under('vars', r.get('vars')))
     return res

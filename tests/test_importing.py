@@ -153,6 +153,8 @@ def test_promptfoo(write):
 def test_promptfoo_forms(write):
     assert read_results(write('r.jsonl', [result(0), result(1)], lines=True)).answer.tolist() == ['On its way.'] * 2
     assert read_results(write('r2.json', dict(results=[result(0, vars=dict(id='q7'))]))).id.tolist() == ['q7']
+    repeated = read_results(write('r3.json', promptfoo(*(result(i, prompt=dict(raw='Q'), vars=dict(q=q)) for i, q in enumerate('aabb')))))
+    assert repeated.id.tolist() == ['0', '0#2', '2', '2#2'] and repeated.cluster.tolist() == list('0022')   # numbered as if they were four tests
     two = promptfoo(result(0), result(0, provider='openai:parcel-2'))
     with pytest.raises(DataError, match='2 systems .openai:parcel-1, prompt 0; openai:parcel-2, prompt 0.*one at a time'): read_results(write('two.json', two))
     with pytest.raises(DataError, match='2 systems'): read_results(write('prompts.json', promptfoo(result(0), result(0, promptIdx=1))))
