@@ -25,8 +25,9 @@ from .card_errors import CardError, Problem, check_part, dotted, secret_places, 
 from .card_keys import ROLES, CardSpec, Columns, Exemption, ModelSpec, OpenAISpec, PythonSpec, RecordedSpec, TransformersSpec
 from .chapters import DIMENSIONS, chapter_gates, chapter_section, find_chapters
 from .errors import PlaybookError
+from .importing import format_of, read_results, result_columns
 from .strict_yaml import MAX_BYTES, Parsed, YamlProblem, parse_yaml
-from .tables import DataError, as_number, as_text, as_time, columns_of, did_you_mean, nearest, read_table, row_ids, sample_clusters
+from .tables import DataError, as_number, as_text, as_time, did_you_mean, nearest, read_table, row_ids, sample_clusters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,12 +159,12 @@ class Rows(Page):
         return None if name is None else _beside(self.folder, name)
 
     @functools.cached_property
-    def _columns(self)->dict[str,str]: return roles_of(self.data.columns, columns_of(self.file()))
+    def _columns(self)->dict[str,str]: return roles_of(self.data.columns, result_columns(self.file(), _format(self.spec)))
 
     @functools.cached_property
     def _evaluation(self)->'pd.DataFrame':
         roles = self._columns
-        return with_roles(read_table(self.file()), roles, {*roles.values(), *self.data.columns.groups, *self.data.columns.slices}, self.file().name)
+        return with_roles(read_results(self.file(), _format(self.spec)), roles, {*roles.values(), *self.data.columns.groups, *self.data.columns.slices}, self.file().name)
 
     def evaluation(self,
         n:int|None = None, # rows; whole clusters, so there may be a few more. None: all
@@ -233,7 +234,7 @@ class Card(Rows):
             case RecordedSpec():
                 from genai_playbook.recorded_model import RecordedModel
                 log = _beside(self.folder, spec.path)
-                return RecordedModel(log, spec.answer, **_joins(spec, columns_of(log)))
+                return RecordedModel(log, spec.answer, **_joins(self.spec, result_columns(log, spec.format), self.folder), format=spec.format)
 
     def model(self)->'Model':
         "The bare model; answers are kept in the cache unless the data is private"
@@ -266,6 +267,14 @@ class Card(Rows):
 
 # %% ../nbs/foundations/card.ipynb #c43cb3bb
 def _beside(folder:Path, name:str)->Path: return folder/os.path.expanduser(name)
+
+def _one_file(spec:CardSpec)->bool:
+    "Are the answers and the evaluation data the same file?"
+    return spec.model.kind=='recorded' and os.path.normpath(spec.model.path)==os.path.normpath(spec.data.evaluation)
+
+def _format(spec:CardSpec)->str|None:
+    "How the evaluation data are read: a table whose columns the card names must not be taken for an engine's"
+    return spec.model.format if _one_file(spec) else 'table' if Path(spec.data.evaluation).suffix.lower() in ('.csv','.tsv','.parquet') else None
 
 def _section_class(name:str, classes:Mapping[str,type[BaseModel]|None]|None)->type[BaseModel]|None:
     if classes is not None: return classes.get(name)
@@ -304,13 +313,13 @@ def _check_files(spec:CardSpec, folder:Path)->list[tuple[tuple,str]]:
     if spec.model.kind=='transformers' and (why := _check_model_path(spec.model.path, folder)): res.append((('model','path'), why))
     if spec.model.kind=='recorded' and ('model','path') not in bad:
         named = {('model', k): c for k in ('answer','prompt','id') if (c := getattr(spec.model, k))}
-        problems,there = _check_columns(_beside(folder, spec.model.path), ('model','path'), named)
+        problems,there = _check_columns(_beside(folder, spec.model.path), ('model','path'), named, spec.model.format)
         res += problems
-        if there and not any(_joins(spec.model, there).values()): res.append((('model',), f'name the column of the log to join by, `prompt` or `id` (columns: {", ".join(there)})'))
+        if there and not any(_joins(spec, there, folder).values()): res.append((('model',), f'name the column of the log to join by, `prompt` or `id` (columns: {", ".join(there)})'))
     if ('data','evaluation') in bad: return [f for f in res if spec.data.evaluation!=_NO_FILE or f[0][0]!='data']
     cols,at = spec.data.columns,('data','columns')
     named = {(*at, r): c for r in ROLES if (c := getattr(cols, r))} | {(*at, k, i): c for k in ('groups','slices') for i,c in enumerate(getattr(cols, k))}
-    problems,there = _check_columns(_beside(folder, spec.data.evaluation), ('data','evaluation'), named)
+    problems,there = _check_columns(_beside(folder, spec.data.evaluation), ('data','evaluation'), named, _format(spec))
     res += problems
     if not there: return res
     res += [((*at, r), f'the data also has a column named `{r}`, so `{r}` would mean two things; rename that column') for r in ROLES if getattr(cols, r) not in (None, r) and r in there]
@@ -319,12 +328,15 @@ def _check_files(spec:CardSpec, folder:Path)->list[tuple[tuple,str]]:
     else: res += [(('prompt','template'), why) for why in check_template(spec.prompt.template, list(dict.fromkeys([*roles, *there])))]
     return res
 
-def _joins(spec:RecordedSpec, there:Sequence[str])->dict[str,str|None]:
-    "By which columns of a log its answers find their rows: those that are named, else those of that name"
-    return dict(prompt=spec.prompt, id=spec.id) if spec.prompt or spec.id else {k: k if k in there else None for k in ('prompt','id')}
+def _joins(spec:CardSpec, there:Sequence[str], folder:Path)->dict[str,str|None]:
+    "By which columns of a log its answers find their rows: those that are named, else those of that name; never by an engine's own numbering, which another file does not share"
+    log = spec.model
+    if log.prompt or log.id: return dict(prompt=log.prompt, id=log.id)
+    own = _one_file(spec) or (log.format or format_of(_beside(folder, log.path)))=='table'
+    return {k: k if k in there and (k=='prompt' or own) else None for k in ('prompt','id')}
 
-def _check_columns(path:Path, at:tuple, named:Mapping[tuple,str])->tuple[list[tuple[tuple,str]],list[str]]:
-    try: there = columns_of(path)
+def _check_columns(path:Path, at:tuple, named:Mapping[tuple,str], format:str|None)->tuple[list[tuple[tuple,str]],list[str]]:
+    try: there = result_columns(path, format)
     except DataError as e: return [(at, str(e))],[]
     return [(k, f'there is no column `{c}`' + did_you_mean(c, there, 'columns')) for k,c in named.items() if c not in there],there
 

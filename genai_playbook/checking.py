@@ -41,6 +41,7 @@ class Check:
     gates: list[GateNeed] = field(default_factory=list)
     chapters: list[tuple[str, bool, str]] = field(default_factory=list)  # name, will it run, why not
     warnings: list[str] = field(default_factory=list)
+    findings: list = field(default_factory=list)  # of `linter.Finding`
 
 
 def _first(card, rows, k: int) -> list: return [p for p in card.prompts(rows) if p][:k]
@@ -66,6 +67,7 @@ def check_poc(
 ) -> Check:
     "Ask the model a little and work out what a whole run needs; raises PlaybookError for what must be mended first"
     from genai_playbook.card import load_card
+    from genai_playbook.linter import lint
     card = load_card(poc)
     rows, model = card.evaluation(), card.model()
     answer, prompts = preflight(card), _first(card, rows, TRIAL)
@@ -77,14 +79,16 @@ def check_poc(
         money = _money(card, trial, len(rows))
     res = Check(card.name, dict(model.about), str(prompts[0]), answer.text if answer.error is None else f'no answer: {answer.error}', len(rows), rows['cluster'].nunique() if 'cluster' in rows else None,
                 seconds, money, card.outcome.currency)
-    exempt = card.exempt()
+    exempt, specs = card.exempt(), []
     for c in find_chapters().values():
         why = f'exempt: {exempt[c.name].reason}' if c.name in exempt else 'needs a live model, and this POC is a log of answers' if c.live and not model.live else ''
         res.chapters.append((c.name, not why, why))
         if c.name in exempt: continue
+        specs += chapter_gates(c)
         for s in chapter_gates(c):
             t = card.threshold(s)
             res.gates.append(GateNeed(s.code, s.name, card.is_hard(s), f'{"≥" if s.direction == ">=" else "≤"} {t:g}', s.plan(t) if s.plan else None, len(rows)))
+    res.findings = lint(specs, card, rows)
     short = [g for g in res.gates if not g.enough]
     res.warnings += [f'{g.code} plans {g.planned:,} rows, the data has {g.have:,}: expect INSUFFICIENT unless the system is far from {g.asked}.' for g in short]
     if card.data.private: res.warnings.append('data.private is set: prompts and answers stay out of reports and caches, so every run pays for its answers again.')
@@ -123,5 +127,7 @@ def print_check(
     console.print(t)
     console.print('\n[dim]chapters[/]  ' + ', '.join(f'{n}' if ok else f'{n} ([yellow]will not run[/]: {escape(why)})' for n, ok, why in check.chapters))
     for w in check.warnings: console.print(f'[yellow]note[/]      {escape(w)}')
+    colors = dict(error='red', warning='yellow', note='dim')
+    for f in check.findings: console.print(f'[{colors[f.level]}]{f.level:<9}[/] {f.code}: {escape(f.text)}')
     console.print('\nIt can run:  genai-playbook run …')
     return 0

@@ -53,6 +53,7 @@ class GateSpec:
     unit:str = 'share'
     plan:Callable[[float],int]|None = None # rows it plans to need, from the threshold
     advice:str = '' # what to do when it fires
+    range:tuple[float,float]|None = None # least and greatest value the metric can take, for the linter; None: as its unit says
 
     @property
     def chapter(self)->str: # production dimension

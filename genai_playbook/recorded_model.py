@@ -21,14 +21,17 @@ class RecordedModel(Model):
     "Answers that were logged already"
     live = False
     def __init__(self,
-        log:'str|Path|pd.DataFrame', # CSV, JSONL or Parquet
+        log:'str|Path|pd.DataFrame', # CSV, JSONL or Parquet, or what another engine wrote
         answer:str='answer', # column of the answer
         prompt:str|None=None, # column of the prompt that was sent, to join by
-        id:str|None=None # column of the row's id in the evaluation data, to join by; goes before `prompt`
+        id:str|None=None, # column of the row's id in the evaluation data, to join by; goes before `prompt`
+        format:str|None=None # as in `importing.read_results`
     ):
-        from genai_playbook.tables import as_text, did_you_mean, read_table
+        from genai_playbook.importing import format_of, read_results
+        from genai_playbook.tables import as_text, did_you_mean
         if not (prompt or id): raise PlaybookError('recorded answers are joined by `id` or by `prompt`: name at least one column of the log')
-        df = log if not isinstance(log, str|Path) else read_table(log)
+        if isinstance(log, str|Path): format = format or format_of(log)
+        df = read_results(log, format) if isinstance(log, str|Path) else log
         self.name = 'log' if df is log else Path(log).name
         for col in (answer, prompt, id):
             if col and col not in df: raise PlaybookError(f'{self.name}: there is no column `{col}`'+did_you_mean(col, map(str, df.columns), 'columns'))
@@ -44,7 +47,7 @@ class RecordedModel(Model):
         self.about = dict(kind='recorded', file=self.name, rows=len(df), duplicates=len(self.duplicates))
         if self.duplicates: warnings.warn(f'{self.name}: {len(self.duplicates)} answers replace an earlier one with the same {"id" if id else "prompt"}, the first in row {self.duplicates[0]+1}', stacklevel=2)
         contents = Path(log).read_bytes() if df is not log else df.to_csv().encode()
-        self.digest = digest_of('recorded', answer, prompt, id, hashlib.sha256(contents).hexdigest())
+        self.digest = digest_of('recorded', answer, prompt, id, hashlib.sha256(contents).hexdigest(), *([format] if format not in (None,'table') else []))
     def __repr__(self): return f'RecordedModel({self.name!r}, rows={len(self._rows)})'
 
     def _find(self, prompt):
