@@ -339,8 +339,8 @@ class Calibration:
     counts:dict[str,int] # of answers, by both labels
 
     def _repr_markdown_(self)->str:
-        rows = {'κ': self.kappa, 'sensitivity': self.sensitivity, 'specificity': self.specificity}
-        return '| | value | at least | at most | n | |\n|---|---|---|---|---|---|\n' + '\n'.join(f'| {k} | {e.value:.3f} | {e.low:.3f} | {e.high:.3f} | {e.n:,} | {e.note} |' for k,e in rows.items())
+        rows = {'people call right': self.people, 'sensitivity': self.sensitivity, 'specificity': self.specificity, 'κ': self.kappa}
+        return '| labelled answers | value | at least | at most | n | |\n|---|---|---|---|---|---|\n' + '\n'.join(f'| {k} | {e.value:.3f} | {e.low:.3f} | {e.high:.3f} | {e.n:,} | {e.note} |' for k,e in rows.items())
 
 def calibration(
     human, # 1 right, 0 wrong, according to people; NaN where nobody looked

@@ -132,7 +132,7 @@ def test_repeats_take_the_lower_median_of_more_than_half():
 
 def test_a_recorded_judge_is_found_by_id():
     log = pd.DataFrame(dict(id=['q1', 'q1#2', 'q2', 'p', 'p:swapped'], answer=['Grade: 5', 'Grade: 1', 'Grade: 2', 'Better: A', 'Better: B']))
-    g = grade([RecordedModel(log, id='id')]*2, ['?', '?'], ['a', 'b'], ids=['q1', 'q2'])
+    with pytest.warns(UserWarning, match='1 of 2 prompts'): g = grade([RecordedModel(log, id='id')]*2, ['?', '?'], ['a', 'b'], ids=['q1', 'q2'])
     assert list(g.calls.grade.fillna(0)) == [5, 2, 1, 0] and g.counts()[FAILED] == 1
     assert compare_pairs(RecordedModel(log, id='id'), ['?'], ['a'], ['b'], ids=['p']).score.tolist() == [1.]
 
@@ -212,6 +212,12 @@ def test_a_degenerate_calibration_is_insufficient_and_has_a_width(human, judged)
         e = corrected_rate(said, calibration(human, judged))
         assert e.low < e.high
         if said == NINE: assert not e.enough and e.note and all(verdict(e, t, d) == INSUFFICIENT for t in (.01, .5, .99) for d in ('>=', '<='))
+
+
+def test_the_corrected_rate_of_the_published_example():
+    "UW-Madison-Lee-Lab/LLM-judge-reporting: .16667, two-sided 95 % (.056351, .262733); theirs adds pseudo-counts, ours inverts a test"
+    e = corrected_rate([1]*400+[0]*600, calibration([1]*200+[0]*200, [1]*180+[0]*20+[1]*60+[0]*140, level=.975), level=.975)
+    assert e.value == pytest.approx(1/6) and e.low == pytest.approx(.056351, abs=.012) and e.high == pytest.approx(.262733, abs=.012)
 
 
 def test_when_all_agree_the_corrected_rate_is_the_judges_and_wider():
