@@ -3,6 +3,8 @@ import json
 import math
 import random
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -347,6 +349,37 @@ def test_repeats_have_seeds_of_their_own(poc, tiny_model):
     assert [m.seed for m in models] == [7, 8, 9] and len({m.digest for m in models}) == 3
     g = grade(judge_models(card, spec), ['q'], ['a'], rubric='x')
     assert len(g.calls) == 3 and set(g.calls.why) <= {UNREADABLE, FAILED}
+
+
+def test_an_endpoint_as_judge(poc):
+    "Sends the seed of each repeat, counts what was cut off, and asks nothing twice"
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *a): pass
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+            asked.append(body['seed'])
+            cut = 'part of it' in body['messages'][-1]['content']
+            event = dict(choices=[dict(index=0, delta=dict(content=f'Well.\nGrade: {3+body["seed"] % 3}'), finish_reason='length' if cut else 'stop')])
+            self.send_response(200)
+            self.send_header('Content-Type', 'text/event-stream')
+            self.end_headers()
+            self.wfile.write(f'data: {json.dumps(event)}\n\ndata: [DONE]\n\n'.encode())
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        card, _ = poc('')
+        spec = Judge(model=dict(kind='openai', base_url=f'http://127.0.0.1:{server.server_port}/v1', model='m', temperature=.5), repeats=3)
+        g = grade(judge_models(card, spec), ['q', 'q'], ['all of it', 'part of it'])
+        assert g.grade[0] == 4 and np.isnan(g.grade[1]) and g.counts()[UNREADABLE] == 3 and sorted(asked) == [0, 0, 1, 1, 2, 2]
+        grade(judge_models(card, spec), ['q', 'q'], ['all of it', 'part of it'])
+        assert len(asked) == 6
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(PlaybookError, match='start the server'): grade(judge_models(card, spec), ['q'], ['never asked'])  # as for the system's own model: nothing is measured, and the user is told
 
 
 def test_chapter_01_with_a_judge(poc, tmp_path):
