@@ -103,7 +103,7 @@ def _money(card, trial: list, n: int) -> float|None:
     return n*sum(a.tokens_in*price[0] + a.tokens_out*price[1] for a in known)/len(known)/1e6
 
 
-def _duration(s: float) -> str: return f'{s:.1f} s' if s < 10 else f'{s:.0f} s' if s < 120 else f'{s/60:.0f} min' if s < 7200 else f'{s/3600:.1f} h'
+def _duration(s: float) -> str: return "under a second" if s < 1 else f"about {s:.0f} s" if s < 120 else f"about {s/60:.0f} min" if s < 7200 else f"about {s/3600:.1f} h"
 
 
 def print_check(
@@ -117,13 +117,13 @@ def print_check(
     console.print(f'[bold]{escape(check.poc)}[/]  {escape(", ".join(f"{k} {v}" for k, v in check.model.items() if v not in (None, "")))}\n')
     console.print(f'[dim]asked[/]     {short(check.prompt)}\n[dim]answered[/]  {short(check.answer)}\n')
     parts = [f'{check.rows:,} rows' + (f' in {check.clusters:,} clusters' if check.clusters else '')]
-    if check.seconds is not None: parts.append(f'about {_duration(check.seconds)} to ask them all once (later runs reuse answers where they are cached)')
+    if check.seconds is not None: parts.append(f'{_duration(check.seconds)} to ask them all once (later runs reuse answers where they are cached)')
     if check.money is not None: parts.append(f'about {check.money:,.2f} {check.currency} for it')
     console.print('[dim]data[/]      ' + '; '.join(parts) + '\n')
     t = Table(box=None, pad_edge=False, header_style='dim')
     for c, kw in (('gate', {}), ('what it asks', {}), ('asked', {}), ('rows planned', dict(justify='right')), ('rows there', dict(justify='right')), ('', {})): t.add_column(c, **kw)
     for g in check.gates:
-        t.add_row(g.code + ('' if g.hard else ' [dim](advisory)[/]'), escape(g.name), g.asked, '–' if g.planned is None else f'{g.planned:,}', f'{g.have:,}', '[green]enough[/]' if g.enough else '[yellow]too few[/]')
+        t.add_row(g.code + ('' if g.hard else ' [dim](advisory)[/]'), escape(g.name), g.asked, '–' if g.planned is None else f'{g.planned:,}', f'{g.have:,}', '' if g.planned is None else '[green]enough[/]' if g.enough else '[yellow]too few[/]')
     console.print(t)
     console.print('\n[dim]chapters[/]  ' + ', '.join(f'{n}' if ok else f'{n} ([yellow]will not run[/]: {escape(why)})' for n, ok, why in check.chapters))
     for w in check.warnings: console.print(f'[yellow]note[/]      {escape(w)}')

@@ -64,10 +64,11 @@ def by_slice(
     "Share solved in each slice of `column`, with its bounds"
     import pandas as pd
     from fairlearn.metrics import MetricFrame, count
-    keep = rows.dropna(subset=['solved'])
-    if keep.empty: return pd.DataFrame(columns=['n', 'solved', 'low', 'high', 'unscored'])
-    frame = MetricFrame(metrics=dict(n=count, solved=lambda y, p: p.mean()), y_true=keep['solved'], y_pred=keep['solved'], sensitive_features=keep[column].astype(str).rename(column)).by_group
-    est = {k: proportion(r['solved'], r[clusters] if clusters else None) for k,r in rows.groupby(rows[column].astype(str))}
+    label = rows[column].astype(object).where(rows[column].notna(), '(blank)').astype(str)
+    keep = rows['solved'].notna()
+    if not keep.any(): return pd.DataFrame(columns=['n', 'solved', 'low', 'high', 'unscored'])
+    frame = MetricFrame(metrics=dict(n=count, solved=lambda y, p: p.mean()), y_true=rows.loc[keep,'solved'], y_pred=rows.loc[keep,'solved'], sensitive_features=label[keep].rename(column)).by_group
+    est = {k: proportion(r['solved'], r[clusters] if clusters else None) for k,r in rows.groupby(label)}
     res = frame.assign(low=[est[k].low for k in frame.index], high=[est[k].high for k in frame.index], unscored=[est[k].unscored for k in frame.index])
     return res.astype({'n': int}).sort_values('solved')
 
