@@ -42,14 +42,14 @@ def bleu(
     reference:str
 )->float: # 0 … 1
     "BLEU of one sentence, orders it is too short for left out, zero counts smoothed (Papineni et al. 2002; Post 2018)"
-    return _sacre('bleu').sentence_score(str(answer), [str(reference)]).score/100
+    return min(1., _sacre('bleu').sentence_score(str(answer), [str(reference)]).score/100) # rounding may exceed 1
 
 def chrf(
     answer:str,
     reference:str
 )->float: # 0 … 1
     "chrF2 of one sentence: F-score of sequences of 1 to 6 characters, recall counting twice (Popović 2015)"
-    return _sacre('chrf').sentence_score(str(answer), [str(reference)]).score/100
+    return min(1., _sacre('chrf').sentence_score(str(answer), [str(reference)]).score/100)
 
 # %% ../nbs/foundations/metrics_overlap.ipynb #cb6b3176
 def corpus_score(

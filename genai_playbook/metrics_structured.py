@@ -15,31 +15,29 @@ from pydantic import AfterValidator, Field
 from .errors import PlaybookError
 
 # %% ../nbs/foundations/metrics_structured.ipynb #96e0ad35
-_NUMBER = re.compile(r"(?<![\w.,])(?P<before>[€$£¥]|\b(?:EUR|USD|GBP|CHF|JPY)\b)?\s?(?P<sign>(?<!\d)[-−+])?(?P<before2>[€$£¥])?(?P<digits>\d+(?:[.,'’\u00a0\u202f\u2009]\d+)*)(?P<power>[eE][-+]?\d{1,3}(?!\w))?"
-                     r"[ \u00a0\u202f]?(?P<after>[€$£¥%‰]|°[CF]|[^\W\d_]+(?:/[^\W\d_]+)?)?")
-_BLANKS = re.compile("['’\u00a0\u202f\u2009]")
+_GROUPED = re.compile(r"\d{1,3}(?P<mark>[.,'’ \u00a0\u202f\u2009])\d{3}(?:(?P=mark)\d{3})*(?:(?!(?P=mark))[.,](?P<part>\d+))?")
 
 def as_decimal(
     text:str, # digits with separators, no sign
     decimal:str='.' # '.' or ',': the decimal sign where both readings make sense
 )->Decimal|None: # None: a date, a version or the like
     "What a written number means"
-    groups = [len(g) for g in re.split(r"[.,'’\u00a0\u202f\u2009]", text)]
-    text,marks = _BLANKS.sub('', text),re.findall('[.,]', text)
-    if marks:
-        last,once = marks[-1],marks.count(marks[-1])==1
-        two_ways = len(set(marks))==1 and once and len(text.rsplit(last, 1)[1])==3 and groups[0]<4 and not text.startswith('0')
-        point = last if once and (last==decimal or not two_ways) else '' # '': every mark separates thousands
-        whole = groups[:-1] if point else groups
-    else: point,whole = '',groups
-    if len(set(marks))==2 and marks[:-1]!=[marks[0]]*(len(marks)-1) or len(whole)>1 and (any(g!=3 for g in whole[1:]) or whole[0]>3): return None
-    return Decimal(''.join('.' if c==point else c for c in text if c not in '.,' or c==point))
+    m = _GROUPED.fullmatch(text)
+    two_ways = m and not m['part'] and text.count(m['mark'])==1
+    if m and not (two_ways and (m['mark']==decimal or text[0]=='0')):
+        whole = text[:m.start('part')-1] if m['part'] else text
+        return Decimal(re.sub(r'\D', '', whole) + ('.'+m['part'] if m['part'] else ''))
+    return Decimal(text.replace(',', '.')) if re.fullmatch(r'\d*[.,]\d+|\d+', text) else None
 
 # %% ../nbs/foundations/metrics_structured.ipynb #b8d93e90
 _UNITS = {alias: unit for unit,aliases in dict(EUR='€ eur euro euros', USD='$ usd dollar dollars', GBP='£ gbp pound pounds', CHF='chf franken', JPY='¥ jpy yen',
     percent='% percent prozent', permille='‰', **{'°C':'°c celsius', '°F':'°f fahrenheit'}, s='s sec second seconds', ms='ms millisecond milliseconds', min='min minute minutes', h='h hour hours', day='d day days',
     week='week weeks', month='month months', year='year years', mg='mg', g='g gram grams', kg='kg kilogram kilograms', mm='mm', cm='cm', m='m meter meters metre metres', km='km kilometer kilometers kilometre kilometres',
-    ml='ml', l='l liter liters litre litres', **{'km/h':'km/h kph'}, kB='kb', MB='mb', GB='gb', kWh='kwh').items() for alias in aliases.split()}
+    ml='ml', l='l L liter liters litre litres', **{'km/h':'km/h kph'}, kB='kb', MB='mb', GB='gb', kWh='kwh').items() for alias in aliases.split()}
+
+_TIMES = dict(k=3, K=3, thousand=3, M=6, mn=6, Mio=6, million=6, bn=9, Mrd=9, billion=9) # powers of ten
+_NUMBER = re.compile(r"(?<![\w.])(?<!\d,)(?P<money>[€$£¥]|(?:EUR|USD|GBP|CHF|JPY))?\s?(?P<sign>[-−+])?(?P<money2>[€$£¥])?(?P<digits>\d{1,3}(?: \d{3})+(?![\d])(?:[.,]\d+)?|\.?\d+(?:[.,'’\u00a0\u202f\u2009]\d+)*)"
+                     rf"(?P<power>[eE][-+]?\d{{1,3}}(?!\w))?(?:[ \u00a0\u202f]?(?P<times>{'|'.join(_TIMES)})(?![^\W_]))?[ \u00a0\u202f]?(?P<unit>[€$£¥%‰]|°[CF]|[^\W\d_]+(?:/[^\W\d_]+)?)?")
 
 class Quantity(NamedTuple):
     "A number with its unit"
@@ -54,8 +52,9 @@ def quantities(
     res = []
     for m in _NUMBER.finditer(str(text)):
         if (value := as_decimal(m['digits'], decimal)) is None: continue
-        unit = next((u for k in ('before','before2','after') if (u := _UNITS.get((m[k] or '').lower()))), None)
-        res.append(Quantity(Decimal(f'{value}{m["power"] or ""}')*(-1 if m['sign'] in ('-','−') else 1), unit))
+        unit = next((u for k in ('money','money2','unit') if m[k] and (u := _UNITS.get(m[k] if len(m[k])==1 else m[k].lower()))), None)
+        power = int((m['power'] or 'e0')[1:]) + _TIMES.get(m['times'], 0)
+        res.append(Quantity(Decimal(f'{"-" if m["sign"] in ("-","−") else ""}{value}E{power}'), unit))
     return res
 
 # %% ../nbs/foundations/metrics_structured.ipynb #dcaecc64
@@ -162,11 +161,11 @@ _REFUSAL = (r"\b(i|we)(['’]m| am| are|['’]re) (very |so |really |afraid |ter
 def refusal(
     answer:str,
     *,
-    phrases:list[str]=[] # further phrases, whatever their case
+    phrases:list[str]|None=None # further phrases, whatever their case
 )->float: # 1: taken for a refusal
     "Whether an answer looks like a refusal; a heuristic of English phrases"
     start = answer.strip()[:200].casefold()
-    return float(bool(re.search(_REFUSAL, start, re.S)) or any(p.casefold() in start for p in phrases))
+    return float(bool(re.search(_REFUSAL, start, re.S)) or any(p.casefold() in start for p in phrases or ()))
 
 # %% ../nbs/foundations/metrics_structured.ipynb #0edbe40e
 def words(
