@@ -64,7 +64,7 @@ def choice(
     choices = [among]*len(references) if among else choices
     right = [[str(o).strip()==str(r).strip() for o in options] for options,r in zip(choices, references)]
     if references and not any(map(any, right)):
-        raise PlaybookError(f'no reference is among its choices, for instance {references[0][:40]!r}: references hold the text of the right choice, not its letter')
+        raise PlaybookError(f'none of {len(references):,} references is among the choices of its row; references hold the text of the right choice, not its letter')
     found = iter(_ask('choice', loglikelihoods, [p for p,options in zip(prompts, choices) for _ in options], [f'{lead}{o}' for options in choices for o in options]))
     by = dict(sum=lambda x, o: 1, token=lambda x, o: x.tokens, character=lambda x, o: len(o))[per]
     res = []
