@@ -123,8 +123,8 @@ def _own(spec:MetricSpec, folder)->Scorer:
     from genai_playbook.models import failed, resolve
     fn = resolve(spec.name, folder)
     try:
-        positional = [p for p in inspect.signature(fn).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in spec.options]
-        takes = 1 if len(positional)==1 else 2
+        more = [p for p in inspect.signature(fn).parameters.values() if p.kind is not p.KEYWORD_ONLY and p.kind is not p.VAR_KEYWORD][1:]
+        takes = 2 if more and more[0].name not in spec.options and (more[0].default is more[0].empty or more[0].name=='reference') else 1
         inspect.signature(fn).bind(*['']*takes, **spec.options)
     except ValueError: takes = 2 # built in, without a signature
     except TypeError as e: raise PlaybookError(f'metric `{spec.name}` cannot be called with an answer, a reference and the options of the card: {e}') from None

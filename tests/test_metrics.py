@@ -222,6 +222,9 @@ def test_similarity_with_and_without_its_parts(tmp_path, monkeypatch):
 OWN = '''
 def near(answer, reference, within=1): return abs(len(answer) - len(reference)) <= within
 def alone(answer): return len(answer)
+def option(answer, factor=1): return len(answer)*factor
+def either(answer, reference=None, factor=1): return factor if reference else 0
+def all_of(*texts): return len(texts)
 def unsure(answer, reference): return None if 'x' in answer else float('nan')
 def words(answer, reference): return 'five'
 def boom(answer, reference): raise RuntimeError('no ' + answer)
@@ -236,7 +239,7 @@ def test_own_metrics(tmp_path):
     (tmp_path/'own_metrics.py').write_text(OWN)
     run = partial(row_scores, folder=tmp_path)
     assert run('own_metrics:near', ['abc', 'abcd'], ['ab', 'ab']) == [1, 0] and run(dict(name='own_metrics:near', within=2), ['abcd'], ['ab']) == [1]
-    assert run('own_metrics:alone', ['abc'], [None]) == [3] and run('own_metrics:scored', ['a'], ['b']) == [2] and nan(run('own_metrics:unsure', ['x', 'y'], ['x', 'y'])) == [True] * 2
+    assert run('own_metrics:alone', ['abc'], [None]) == run('own_metrics:option', ['abc'], None) == [3] and run(dict(name='own_metrics:option', factor=2), ['abc'], ['x']) == [6] and run('own_metrics:scored', ['a'], ['b']) == [2] and run('own_metrics:either', ['a'], ['b']) == [1] and run('own_metrics:all_of', ['a'], ['b']) == [2] and nan(run('own_metrics:unsure', ['x', 'y'], ['x', 'y'])) == [True] * 2
     for name, words in [('own_metrics:words', 'gave str for one answer, not a number'), ('own_metrics:boom', 'failed on one answer with RuntimeError'), ('own_metrics:three', 'cannot be called'),
                         ('own_metrics:neer', 'did you mean `near`'), ('nowhere_metrics:x', 'there is no module'), (dict(name='own_metrics:near', withn=2), 'cannot be called')]:
         with pytest.raises(PlaybookError, match=words) as e: run(name, ['a secret answer'], ['b'])
