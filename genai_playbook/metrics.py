@@ -123,7 +123,8 @@ def _own(spec:MetricSpec, folder)->Scorer:
     from genai_playbook.models import failed, resolve
     fn = resolve(spec.name, folder)
     try:
-        more = [p for p in inspect.signature(fn).parameters.values() if p.kind is not p.KEYWORD_ONLY and p.kind is not p.VAR_KEYWORD][1:]
+        args = [p for p in inspect.signature(fn).parameters.values() if p.kind is not p.KEYWORD_ONLY and p.kind is not p.VAR_KEYWORD]
+        more = args[1:] or [p for p in args if p.kind is p.VAR_POSITIONAL]
         takes = 2 if more and more[0].name not in spec.options and (more[0].default is more[0].empty or more[0].name=='reference') else 1
         inspect.signature(fn).bind(*['']*takes, **spec.options)
     except ValueError: takes = 2 # built in, without a signature
