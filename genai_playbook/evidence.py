@@ -17,7 +17,7 @@ from .chapters import DIMENSIONS
 from .errors import PlaybookError
 from .faces import decision_html, decision_text, gate_html, gate_text, numbers_text
 from .report import plain
-from .stats import Estimate, n_zero_failures
+from .stats import Estimate
 
 # %% ../nbs/foundations/evidence.ipynb #63dc6be6
 PASS, FAIL, INSUFFICIENT, NOT_TESTED = 'PASS', 'FAIL', 'INSUFFICIENT', 'NOT TESTED'
@@ -71,10 +71,7 @@ def n_to_decide(
     gap = est.value-threshold
     if abs(gap)<1e-9: return None
     bound = est.low if gap>0 else est.high
-    good = gap>0 if direction=='>=' else gap<0
-    share = 0<threshold<1 and 0<=est.low<=est.high<=1
-    least = n_zero_failures(threshold if direction=='>=' else 1-threshold) if good and share else 1 # not even perfection passes before
-    return max(est.n+1, least, math.ceil(est.n*((est.value-bound)/gap)**2))
+    return max(est.n+1, math.ceil(est.n*((est.value-bound)/gap)**2))
 
 # %% ../nbs/foundations/evidence.ipynb #d4cde844
 MIME = 'application/vnd.genai-playbook.evidence+json'

@@ -7,11 +7,11 @@ __all__ = ['GATES', 'SUC04', 'Section', 'rows_to_show', 'solved', 'by_slice', 'p
            'value_per_answer', 'break_even', 'plot_value', 'explore']
 
 # %% ../nbs/01_success.ipynb #61870656
-import math
+import math, operator
 from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from .evidence import GateSpec
-from .metrics import METRICS, row_scores
+from .metrics import METRICS, MetricSpec, NotAvailable, as_spec, row_scores
 from .stats import Estimate, n_proportion, proportion
 
 # %% ../nbs/01_success.ipynb #a70d9e00
@@ -22,9 +22,9 @@ class Section(BaseModel):
     "What the card says about success"
     model_config = ConfigDict(extra='forbid')
     target:float = Field(.9, gt=0, lt=1, description='Share of cases that must be solved')
-    metric:str = Field('normalised_match', description=f"Which score decides whether a case is solved: {', '.join(METRICS)}, or a metric of the Hugging Face hub by name")
-    solved_from:float = Field(1., description='Score from which an answer counts as solving the case')
-    also:list[str] = Field(['exact_match', 'token_f1'], description='Other metrics to report beside it')
+    metric:MetricSpec = Field(MetricSpec(name='normalised_match'), description=f"Which score decides whether a case is solved: {', '.join(METRICS)}; your own as `module:function`, one of the hub as `owner/name`; with options as a mapping with `name`")
+    solved_from:float = Field(1., description='Score from which an answer counts as solving the case; up to which, where low scores are good')
+    also:list[MetricSpec] = Field([MetricSpec(name='exact_match'), MetricSpec(name='token_f1')], description='Other metrics to report beside it')
     unscored:float = Field(.01, gt=0, lt=1, description='Largest share of answers that may stay without a score')
     gain:float = Field(0., ge=-1, le=1, description="By how much the share solved must exceed today's, where the data has today's answers")
     judge:Judge|None = Field(None, description='A model that grades the answers, and where the labels are that it is checked against')
@@ -48,12 +48,14 @@ GATES = [
 def solved(
     answers:Sequence, # of `models.Answer`
     references:Sequence[str|None],
-    metric:str='normalised_match',
-    solved_from:float=1. # score from which a case counts as solved
+    metric:str|MetricSpec='normalised_match',
+    solved_from:float=1., # score from which a case counts as solved; up to which, where low scores are good
+    **inputs # what else the metric reads, as in `metrics.row_scores`
 )->list[float]: # 1., 0. or nan
     "Whether each answer solves its case"
-    scores = row_scores(metric, [None if a.error else a.text for a in answers], references)
-    return [s if math.isnan(s) else float(s>=solved_from) for s in scores]
+    scores,spec = row_scores(metric, [None if a.error else a.text for a in answers], references, **inputs),METRICS.get(as_spec(metric).name)
+    enough = operator.le if spec and spec.better=='lower' else operator.ge
+    return [s if math.isnan(s) else float(enough(s, solved_from)) for s in scores]
 
 # %% ../nbs/01_success.ipynb #c066f5de
 def by_slice(
@@ -96,15 +98,21 @@ def plot_slices(
 def metric_table(
     answers:Sequence, # of `models.Answer`
     references:Sequence[str|None],
-    names:Sequence[str], # as in `metrics.metric`
-    clusters=None
+    names:Sequence[str|MetricSpec], # as in `metrics.metric`
+    clusters=None,
+    **inputs # what else the metrics read, as in `metrics.row_scores`
 ): # DataFrame indexed by metric: mean, low, high, n, unscored
     "Mean of each metric over the answers, with one-sided 95 % bounds"
     import pandas as pd
     from genai_playbook.stats import mean
     texts = [None if a.error else a.text for a in answers]
-    ests = {n: mean(row_scores(n, texts, references), clusters, bounds=(0,1) if n in METRICS else None) for n in names}
-    return pd.DataFrame({n: dict(mean=e.value, low=e.low, high=e.high, n=e.n, unscored=e.unscored, method=e.method) for n,e in ests.items()}).T
+    res = {}
+    for spec in map(as_spec, names):
+        m = METRICS.get(spec.name)
+        try: e = mean(row_scores(spec, texts, references, **inputs), clusters, bounds=(m.low, m.high) if m and math.isfinite(m.high-m.low) else None)
+        except NotAvailable as why: res[str(spec)] = dict(mean=math.nan, low=math.nan, high=math.nan, n=0, unscored=len(texts), method=f'NOT TESTED: {why}')
+        else: res[str(spec)] = dict(mean=e.value, low=e.low, high=e.high, n=e.n, unscored=e.unscored, method=e.method)
+    return pd.DataFrame(res).T
 
 # %% ../nbs/01_success.ipynb #7cc696c5
 def worst_answers(
