@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GATES', 'SUC04', 'Section', 'rows_to_show', 'solved', 'by_slice', 'plot_slices', 'metric_table', 'worst_answers',
-           'value_per_answer', 'break_even', 'plot_value', 'explore']
+           'plot_worth', 'outcome_table', 'explore']
 
 # %% ../nbs/01_success.ipynb #61870656
 import math, operator
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .evidence import GateSpec
 from .metrics import METRICS, MetricSpec, NotAvailable, as_spec, row_scores
 from .stats import Estimate, n_proportion, proportion
+from .worth import Worth, association
 
 # %% ../nbs/01_success.ipynb #a70d9e00
 from .judge import Judge
@@ -27,6 +28,7 @@ class Section(BaseModel):
     also:list[MetricSpec] = Field([MetricSpec(name='exact_match'), MetricSpec(name='token_f1')], description='Other metrics to report beside it')
     unscored:float = Field(.01, gt=0, lt=1, description='Largest share of answers that may stay without a score')
     gain:float = Field(0., ge=-1, le=1, description="By how much the share solved must exceed today's, where the data has today's answers")
+    good:list[str] = Field(['resolved'], description='Values of the outcome column that mean the case ended well')
     judge:Judge|None = Field(None, description='A model that grades the answers, and where the labels are that it is checked against')
 
 # %% ../nbs/01_success.ipynb #50f660b0
@@ -130,45 +132,41 @@ SUC04 = GateSpec('SUC04', 'Right according to a judge', 'share right, corrected 
     advice="Read the answers that the judge calls wrong. If the judge's own share is high and the corrected one is not, label more answers first, wrong ones above all.")
 GATES.append(SUC04)
 
-# %% ../nbs/01_success.ipynb #3f6d2875
-def value_per_answer(
-    p:float, # share solved
-    success_value:float, # money per solved case
-    wrong_cost:float # money per wrong answer
-)->float:
-    "Expected money per answer"
-    return p*success_value - (1-p)*wrong_cost
-
-def break_even(
-    success_value:float,
-    wrong_cost:float
-)->float|None: # share solved, or None when neither counts
-    "The share solved at which an answer earns nothing"
-    return wrong_cost/(success_value+wrong_cost) if success_value+wrong_cost>0 else None
-
 # %% ../nbs/01_success.ipynb #18c0f6fc
-def plot_value(
-    rate:Estimate,
-    success_value:float,
-    wrong_cost:float,
-    volume:int=1, # answers a month
+def plot_worth(
+    w:Worth,
+    even:float, # share solved from which it pays
     currency:str=''
 ): # matplotlib Figure
-    "Money a month against the share solved, with the measured interval and the break-even point"
+    "Money a month against the share solved, a dot for each resampled world, with the point from which it pays"
     import matplotlib.pyplot as plt
-    f = lambda p: volume*value_per_answer(p, success_value, wrong_cost)
-    even = break_even(success_value, wrong_cost)
-    left = max(0, min(rate.low, even)-.1)
     fig,ax = plt.subplots(figsize=(7.5,3), layout='constrained')
-    ax.plot([left,1], [f(left),f(1)], color='#3b5b92')
+    ax.plot(w.share[:800], w.money[:800], 'o', ms=2.5, alpha=.25, color='#3b5b92', mew=0, label=f'resampled worlds; {w.pays:.1%} of them earn')
+    ax.plot(even, 0, 'kD', ms=5, label=f'pays from {even:.1%} solved')
+    ax.axhspan(w.low, w.high, color='#3b5b92', alpha=.15, lw=0, label=f'{w.low:,.0f} to {w.high:,.0f} {currency} a month')
     ax.axhline(0, color='black', lw=.8)
-    ax.axvspan(rate.low, rate.high, color='#3b5b92', alpha=.18, label=f'measured: {rate.low:.1%} to {rate.high:.1%}')
-    ax.plot(even, 0, 'kD', ms=5, label=f'pays from {even:.1%}')
-    ax.set(xlabel='share of cases solved', ylabel=f'{currency} a month', title='What quality is worth')
+    ax.set(xlabel='share of cases solved', ylabel=f'{currency} a month', title=f'Worth {w.value:,.0f} {currency} a month')
     ax.yaxis.set_major_formatter(lambda v,_: f'{v:,.0f}')
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc='upper left', fontsize=8)
     ax.spines[['top','right']].set_visible(False)
     return fig
+
+# %% ../nbs/01_success.ipynb #b7c0aa02
+def outcome_table(
+    answers:Sequence[str|None], # the answers that led to the outcomes
+    references:Sequence[str|None],
+    good:Sequence[bool], # did the case end well
+    names:Sequence[str|MetricSpec],
+    clusters=None,
+    **inputs # as in `metrics.row_scores`
+): # DataFrame indexed by metric: auc, low, high, n, well_high, well_low
+    "How far each metric knows the outcome (area under the ROC curve), with one-sided 95 % bounds"
+    import pandas as pd
+    res = {}
+    for spec in map(as_spec, names):
+        try: res[str(spec)] = association(row_scores(spec, answers, references, **inputs), good, clusters)
+        except NotAvailable: res[str(spec)] = association([], [])
+    return pd.DataFrame(res).T
 
 # %% ../nbs/01_success.ipynb #785142e2
 def explore(
