@@ -54,6 +54,7 @@ def test_the_prefix_is_encoded_once_and_a_context_once(model, monkeypatch):
         def __getattr__(self, k): return getattr(net, k)
         def __call__(self, **kw): widths.append(tuple(kw['input_ids'].shape)); return net(**kw)
     monkeypatch.setattr(model.loaded, 'net', Counted())
+    monkeypatch.setitem(model.__dict__, 'threads', 1) # each core has a batch of its own
     loglikelihoods(model, [SHOTS+c for c in ('one', 'two') for _ in range(3)], [' a', ' b', ' abc']*2)
     assert widths==[(1, len(SHOTS)), (2, 3+len(' ab'))] # ' a' and ' b' ask for one token beyond the context, ' abc' for two more; the last is read, not written
     widths.clear()
