@@ -6,11 +6,11 @@ from rich.table import Table
 
 from genai_playbook.runner import ChapterRun, Progress, Run
 
-__all__ = ['ScreenProgress', 'print_result', 'STYLE', 'SYMBOL']
+__all__ = ['ScreenProgress', 'Asking', 'print_result', 'print_comparison', 'STYLE', 'SYMBOL']
 
 STYLE = {'PASS': 'green', 'FAIL': 'bold red', 'INSUFFICIENT': 'yellow', 'NOT TESTED': 'dim', 'GO': 'bold green', 'NO-GO': 'bold red', 'INSUFFICIENT EVIDENCE': 'bold yellow',
-         'done': 'green', 'broke': 'bold red', 'timed out': 'bold red', 'exempt': 'dim'}
-SYMBOL = {'PASS': '✓', 'FAIL': '✗', 'INSUFFICIENT': '?', 'NOT TESTED': '–', 'done': '✓', 'broke': '✗', 'timed out': '✗', 'exempt': '–'}
+         'done': 'green', 'broke': 'bold red', 'timed out': 'bold red', 'exempt': 'dim', 'better': 'bold green', 'not worse': 'green', 'worse': 'bold red', 'cannot tell': 'yellow'}
+SYMBOL = {'PASS': '✓', 'FAIL': '✗', 'INSUFFICIENT': '?', 'NOT TESTED': '–', 'done': '✓', 'broke': '✗', 'timed out': '✗', 'exempt': '–', 'better': '✓', 'not worse': '✓', 'worse': '✗', 'cannot tell': '?'}
 
 
 class ScreenProgress(Progress):
@@ -67,3 +67,39 @@ def print_result(
     if d['next_steps']: console.print('\nNext:')
     for i, s in enumerate(d['next_steps'], 1): console.print(f'  {i}. [bold]{escape(s["code"])}[/] {escape(s["step"])}')
     console.print(f'\nReport: {escape(evidence["folder"])}/index.html')
+
+
+class Asking:
+    "A bar for each system that is being asked; silent where there is no terminal"
+    def __init__(self, console):
+        self.bars = Bars(SpinnerColumn(), TextColumn('{task.description}'), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), console=console, disable=not console.is_terminal, transient=True)
+        self.tasks = {}
+
+    def __enter__(self):
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exc): self.bars.stop()
+
+    def __call__(self, name: str, done: int, total: int):
+        if name not in self.tasks: self.tasks[name] = self.bars.add_task(f'asking {escape(name)}')
+        self.bars.update(self.tasks[name], completed=done, total=total)
+
+
+def print_comparison(
+    result: dict,  # what `head_to_head.compare` returns
+    console,
+    folder,  # where its page lies
+):
+    "The table of a comparison, its verdict and where the page is"
+    from genai_playbook.faces import number
+    from genai_playbook.head_to_head import place, points
+    t = Table(box=None, pad_edge=False, header_style='dim')
+    for name in ('verdict', 'what', 'A', 'B', 'B − A [95 % bounds]', 'n', 'would tell'): t.add_column(name, justify='left' if name in ('verdict', 'what', 'B − A [95 % bounds]') else 'right', overflow='fold')
+    for r in result['comparisons']:
+        score, diff = (lambda v, r=r: number(v, 'share' if r['bounded'] else '')), (lambda k, r=r: points(float(r[k]), r['bounded']))
+        t.add_row(f'[{STYLE[r["verdict"]]}]{SYMBOL[r["verdict"]]} {r["verdict"]}[/]', escape(place(r)), score(r['a']), score(r['b']), escape(f'{diff("value")}  [{diff("low")}, {diff("high")}]'), f'{r["n"]:,}', f'{r["needed"]:,}' if r['needed'] else '')
+    console.print(t)
+    console.print(f'\n[{STYLE[result["verdict"]]}]{SYMBOL[result["verdict"]]} {result["verdict"].upper()}[/]  {escape(result["headline"])}')
+    for line in [*result['reasons'], *result['notes']]: console.print(f'  · {escape(line)}')
+    console.print(f'\nAnswers side by side: {escape(str(folder))}/compare.html')
