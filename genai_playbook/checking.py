@@ -8,7 +8,7 @@ from genai_playbook.errors import PlaybookError
 
 __all__ = ['Check', 'GateNeed', 'preflight', 'check_poc', 'print_check']
 
-TRIAL = 32    # prompts that the time estimate rests on
+TRIAL = 128    # prompts that the time estimate rests on
 TRIES = 3     # prompts that may fail before the model is said not to answer
 
 
@@ -30,6 +30,7 @@ class GateNeed:
 class Check:
     "What `genai-playbook check` found"
     poc: str
+    card: str                   # what to type after `genai-playbook run`
     model: dict                 # what is known of the model
     prompt: str                 # what was asked
     answer: str                 # what it said
@@ -72,12 +73,14 @@ def check_poc(
     rows, model = card.evaluation(), card.model()
     answer, prompts = preflight(card), _first(card, rows, TRIAL)
     seconds = money = None
-    if model.live:
+    if not model.live: trial = model.answer(_first(card, rows, len(rows)))
+    else:
+        model.uncached.answer(prompts[:1])  # loading is no part of an answer's time
         start = clock()
         trial = model.uncached.answer(prompts)
         seconds = (clock()-start)/len(prompts)*len(rows)
         money = _money(card, trial, len(rows))
-    res = Check(card.name, dict(model.about), str(prompts[0]), answer.text if answer.error is None else f'no answer: {answer.error}', len(rows), rows['cluster'].nunique() if 'cluster' in rows else None,
+    res = Check(card.name, card.name if card.bundled else str(poc), dict(model.about), str(prompts[0]), answer.text if answer.error is None else f'no answer: {answer.error}', len(rows), rows['cluster'].nunique() if 'cluster' in rows else None,
                 seconds, money, card.outcome.currency)
     exempt, specs = card.exempt(), []
     for c in find_chapters().values():
@@ -91,6 +94,7 @@ def check_poc(
     res.findings = lint(specs, card, rows)
     short = [g for g in res.gates if not g.enough]
     res.warnings += [f'{g.code} plans {g.planned:,} rows, the data has {g.have:,}: expect INSUFFICIENT unless the system is far from {g.asked}.' for g in short]
+    if (lost := sum(a.error is not None for a in trial)): res.warnings.append(f'{lost:,} of {len(trial):,} answers failed, such as: {next(a.error for a in trial if a.error)}. Failed answers stay unscored and widen every bound.')
     if card.data.private: res.warnings.append('data.private is set: prompts and answers stay out of reports and caches, so every run pays for its answers again.')
     return res
 
@@ -129,5 +133,5 @@ def print_check(
     for w in check.warnings: console.print(f'[yellow]note[/]      {escape(w)}')
     colors = dict(error='red', warning='yellow', note='dim')
     for f in check.findings: console.print(f'[{colors[f.level]}]{f.level:<9}[/] {f.code}: {escape(f.text)}')
-    console.print('\nIt can run:  genai-playbook run …')
+    console.print(f'\nIt can run:  genai-playbook run {escape(check.card)}')
     return 0

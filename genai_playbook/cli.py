@@ -29,7 +29,8 @@ def _version(value: bool):
 
 
 @app.callback()
-def main_options(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')] = False): ...
+def main_options(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')] = False):
+    "Options that need no command"
 
 
 @app.command()

@@ -68,10 +68,12 @@ def n_to_decide(
 )->int|None: # rows in all; None when no number would decide, or nothing was measured
     "Rows after which the bound would clear the threshold, were the truth the present value"
     if not est.n or not all(map(math.isfinite, (est.value, est.low, est.high))): return None
-    gap = est.value-threshold
-    if abs(gap)<1e-9: return None
-    bound = est.low if gap>0 else est.high
-    return max(est.n+1, math.ceil(est.n*((est.value-bound)/gap)**2))
+    lost = est.unscored/(est.n+est.unscored) # what is unscored stays unscored, however many rows are added
+    worst,best = (est.value*(1-lost), est.value*(1-lost)+lost) if 0<=est.low<=est.high<=1 else (est.value, est.value)
+    end,bound = (worst, est.low) if worst>threshold else (best, est.high)
+    gap = end-threshold
+    if abs(gap)<1e-9 or worst<=threshold<=best: return None
+    return max(est.n+1, math.ceil(est.n*((end-bound)/gap)**2))
 
 # %% ../nbs/foundations/evidence.ipynb #d4cde844
 MIME = 'application/vnd.genai-playbook.evidence+json'
@@ -223,6 +225,7 @@ def gate_step(
     elif g.verdict==NOT_TESTED: step = f'Make it measurable: {g.note}' if g.note else 'Run its chapter.'
     elif g.needed: step = f'Collect about {g.needed-g.n:,} more rows ({g.n:,} now, {g.needed:,} would decide if the value stays).'
     elif not g.n: step = 'Nothing was scored: give its chapter data.'
+    elif g.unscored: step = f'Score the {g.unscored:,} rows that have no score first (errors, empty answers, no reference): more rows will not decide while they are open.'
     else: step = 'The value lies on the threshold: more rows will not decide; improve the system or settle the target.'
     return dict(code=g.code, step=step)
 
@@ -247,15 +250,15 @@ def decide(
     reasons = [f'{g.code} failed: {g.name.lower()} {_bounds(g)}' for g in failed] + [f'{g.code} {g.verdict.lower()}: {g.name.lower()} {_bounds(g)}' for g in open_]
     reasons += [f'Chapter {b} broke' for b in broke] + ([f"Nobody measured {', '.join(untouched)}"] if untouched else [])
     reasons += [f'{c} is waived' for c in sc['waived']]
-    steps = [gate_step(g) for g in failed+open_] + [dict(code=b, step='Open its notebook at the traceback, mend it, and use --resume.') for b in broke]
+    steps = [gate_step(g) for g in failed+open_] + [dict(code=b, step='Open its notebook at the traceback, mend what it names (your card, your data or the chapter), and run again.') for b in broke]
     steps += [gate_step(g) for g in live if not g.hard and g.verdict==FAIL]
-    if untouched: steps.append(dict(code='scope', step=f"Run or exempt (with an owner and a reason): {', '.join(untouched)}."))
+    if untouched: steps.append(dict(code='scope', step=f"Nothing measured {', '.join(untouched)}: run the chapters that exist, and exempt what does not apply, each with an owner and a reason."))
     return Decision(v, _headline(v, sc, failed, open_, broke, untouched), reasons, steps, sc, code)
 
 # %% ../nbs/foundations/evidence.ipynb #c1d2ff80
 def _bounds(g):
     if g.verdict==NOT_TESTED or not g.n: return f'({g.note or "nothing was scored"})'
-    return f'is {numbers_text(g)} (n = {g.n:,})'
+    return f'is {numbers_text(g)} (n = {g.n:,}{f", and {g.unscored:,} without a score" if g.unscored else ""})'
 
 def _headline(v, sc, failed, open_, broke, untouched):
     n,of = len(sc['covered']), len(sc['dimensions'])

@@ -241,9 +241,9 @@ class TransformersModel(Model):
 
     def _share(self, work, batches:int): # among the cores
         import torch
-        workers = min(self.threads, batches, 4) if self.device=='cpu' and self.loaded.net.num_parameters()<SMALL else 1
-        if workers<2: return work()
-        def one(): torch.set_num_threads(max(1, self.threads//workers)); work()
+        if not (self.device=='cpu' and self.loaded.net.num_parameters()<SMALL): return work()
+        workers = max(1, min(self.threads, batches, 4))
+        def one(): torch.set_num_threads(1); work() # on a busy machine two threads wait for each other at every tiny operator
         try:
             with concurrent.futures.ThreadPoolExecutor(workers) as pool:
                 for f in [pool.submit(one) for _ in range(workers)]: f.result()

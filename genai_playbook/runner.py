@@ -380,6 +380,7 @@ def run(
         progress.end(c, gates)
 
     _schedule({n: i for n, i in infos.items() if state.chapter(n).status == NOT_RUN}, work, jobs)
+    if (folder/'.partial').exists() and not any((folder/'.partial').iterdir()): (folder/'.partial').rmdir()
     state.finished = datetime.now(timezone.utc).isoformat(timespec='seconds')
     state.save()
     evidence = finish(state, card)

@@ -110,7 +110,7 @@ def test_papermill_alone(tmp_path):
     "The plain command, from another folder"
     nb = Path(genai_playbook.__file__).parent.parent/'nbs/01_success.ipynb'
     papermill = Path(sys.executable).with_name('papermill')
-    subprocess.run([papermill, nb, tmp_path/'out.ipynb', '-p', 'poc', 'demo', '-p', 'sample', '100', '--no-progress-bar'], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([papermill, nb, tmp_path/'out.ipynb', '-p', 'poc', 'demo', '-p', 'effort', 'quick', '-p', 'sample', '100', '--no-progress-bar'], cwd=tmp_path, check=True, capture_output=True)
     assert 'vnd.genai-playbook.evidence+json' in (tmp_path/'out.ipynb').read_text()
     said = subprocess.run([papermill, '--help-notebook', nb], capture_output=True, text=True, check=True).stdout
     for name in ('poc', 'effort', 'sample', 'worst', 'seed'): assert f'{name}:' in said
