@@ -216,9 +216,16 @@ def cases_that_tell(
     return max(math.ceil(n/step)*step, len(a) + 1)
 
 # %% ../nbs/components/head_to_head.ipynb #a4c27d8b
-def _ends(metric:str)->tuple[float,float]|None: # lowest and highest possible score
+def _scorer(metric:str):
     from genai_playbook.metrics import METRICS
-    m = METRICS.get(re.match(r'\w*', metric)[0])
+    return METRICS.get(re.match(r'\w*', metric)[0])
+
+def _more_is_better(metric:str)->bool: # refusals and lengths are told in chapter 01; `better` would be the wrong word for more of them
+    m = _scorer(metric)
+    return m is None or m.better=='higher'
+
+def _ends(metric:str)->tuple[float,float]|None: # lowest and highest possible score
+    m = _scorer(metric)
     return (0,1) if metric=='solved' else (m.low, m.high) if m and math.isfinite(m.high-m.low) else None
 
 def comparisons(
@@ -229,7 +236,7 @@ def comparisons(
     "B-A for the share solved, for each other metric, and for the share solved in each slice"
     margin = _margin(margin)
     clusters = next((f['cluster'].to_numpy() for f in (x, y) if 'cluster' in f), None)
-    scores = [c for c in x if c.startswith('score.') and c in y]
+    scores = [c for c in x if c.startswith('score.') and c in y and _more_is_better(c[6:])]
     value = {c: (x[c].to_numpy(), y[c].to_numpy()) for c in scores}
     twin = lambda c: all(np.array_equal(u, v, equal_nan=True) for u, v in zip(value[c], value['score.solved']))
     everything = np.ones(len(x), bool)
