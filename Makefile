@@ -10,15 +10,10 @@ demo: $(STAMP)  ## run the playbook on the demo POC; succeeds exactly when the d
 	@$(BIN)/genai-playbook run demo; code=$$?; \
 	if [ $$code -eq 1 ]; then echo "The demo POC is NO-GO, as it should be: its flaws were found."; else echo "The demo ended with exit code $$code, not in NO-GO (1)."; exit 1; fi
 
-test: check-notebooks  ## everything that CI runs
+test test-full: check-notebooks  ## test: everything that CI runs; test-full: with the tests that take minutes
 	$(BIN)/ruff check .
 	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest -m "not slow"
-
-test-full: check-notebooks  ## with the tests that take minutes
-	$(BIN)/ruff check .
-	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(filter test,$@),-m "not slow")
 
 # Export and clean work on a copy, so that a check never changes what it checks
 check-notebooks: $(STAMP)

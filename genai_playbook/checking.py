@@ -87,8 +87,9 @@ def check_poc(
         why = f'exempt: {exempt[c.name].reason}' if c.name in exempt else 'needs a live model, and this POC is a log of answers' if c.live and not model.live else ''
         res.chapters.append((c.name, not why, why))
         if c.name in exempt: continue
-        specs += chapter_gates(c)
-        for s in chapter_gates(c):
+        own = chapter_gates(c)
+        specs += own
+        for s in own:
             t = card.threshold(s)
             res.gates.append(GateNeed(s.code, s.name, card.is_hard(s), f'{"≥" if s.direction == ">=" else "≤"} {t:g}', s.plan(t) if s.plan else None, len(rows)))
     res.findings = lint(specs, card, rows)

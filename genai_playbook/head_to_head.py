@@ -226,7 +226,7 @@ def _more_is_better(metric:str)->bool: # refusals and lengths are told in chapte
 
 def _ends(metric:str)->tuple[float,float]|None: # lowest and highest possible score
     m = _scorer(metric)
-    return (0,1) if metric=='solved' else (m.low, m.high) if m and math.isfinite(m.high-m.low) else None
+    return (0,1) if metric=='solved' else m and m.bounds
 
 def comparisons(
     x: 'pd.DataFrame', # cases of A, from `paired`

@@ -51,6 +51,11 @@ class Scorer:
     tries:bool = False # a row holds several answers, one a try
     corpus:Callable|None = None # columns -> numbers of the whole corpus
 
+    @property
+    def bounds(self)->tuple[float,float]|None: # None: a row's score has no known end
+        "What `stats.mean` and `stats.paired_difference` may take for granted"
+        return (self.low, self.high) if math.isfinite(self.high-self.low) else None
+
 METRICS:dict[str,Scorer] = dict(exact_match=Scorer(exact_match), normalised_match=Scorer(normalised_match), token_f1=Scorer(token_f1), rouge_l=Scorer(rouge_l),
     bleu=Scorer(bleu, corpus=partial(corpus_score, 'bleu')), chrf=Scorer(chrf, corpus=partial(corpus_score, 'chrf')), numeric_match=Scorer(numeric_match),
     json_valid=Scorer(json_valid, instead=dict(schema='references')), regex=Scorer(regex_match, instead=dict(pattern='references')), refusal=Scorer(refusal, better='lower', reads=('predictions',)),

@@ -27,6 +27,12 @@ OWN = ('poc', 'effort', 'run_dir')  # the parameters that the runner itself sets
 DONE, BROKE, TIMED_OUT, EXEMPT, NOT_RUN = 'done', 'broke', 'timed out', 'exempt', 'not run'
 
 
+def _hint(word: str, options: Iterable[str], otherwise: str) -> str:
+    from genai_playbook.tables import nearest
+    near = nearest(word, options)
+    return f'; did you mean `{near}`?' if near else f'; {otherwise} {", ".join(options)}.'
+
+
 # --- parameters ---------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Parameter:
@@ -66,9 +72,7 @@ def effective_parameters(
     res = {k: p.default for k, p in known.items()}
     for k, v in given.items():
         if k not in known:
-            from difflib import get_close_matches
-            near = get_close_matches(k, known, 1)
-            raise PlaybookError(f'{name} has no parameter `{k}`' + (f'; did you mean `{near[0]}`?' if near else f'; it takes {", ".join(known)}.'))
+            raise PlaybookError(f'{name} has no parameter `{k}`{_hint(k, known, "it takes")}')
         want = type(known[k].default)
         if want is float and type(v) is int: v = float(v)
         if known[k].default is not None and type(v) is not want: raise PlaybookError(f'{name}.{k} takes {want.__name__} ({known[k].help}), not {type(v).__name__} {v!r}.')
@@ -112,6 +116,10 @@ class Run:
         from genai_playbook.report import write_whole
         write_whole(self.folder/'state.json', json.dumps({**asdict(self), 'folder': None}, indent=1, default=str, ensure_ascii=False))
 
+    def infos(self) -> dict[str, ChapterInfo]:
+        "The chapters that this run chose from"
+        return find_chapters(Path(self.notebooks) if self.notebooks else None)
+
     def chapter(self, name: str) -> ChapterRun:
         "The chapter called `name`"
         return next(c for c in self.chapters if c.name == name)
@@ -147,7 +155,7 @@ def gather(
     from genai_playbook.card import load_card
     from genai_playbook.evidence import NOT_TESTED, Gate, read_evidence, unmeasured
     run = run if isinstance(run, Run) else load_run(Path(run))
-    infos = find_chapters(Path(run.notebooks) if run.notebooks else None)
+    infos = run.infos()
     gates, records, card = [], {}, None
     for c in run.chapters:
         if c.status == EXEMPT or c.name not in infos: continue
@@ -171,6 +179,9 @@ def gather(
 def _sha(*parts) -> str: return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def _findable(card) -> str: return card.name if card.bundled else str(card.path)  # what `load_card` finds it by, wherever a kernel runs
+
+
 def plan(
     card,  # what `load_card` gives
     chosen: Iterable[str]|None = None,  # chapters to run; None: all
@@ -183,15 +194,13 @@ def plan(
     if effort not in EFFORTS: raise PlaybookError(f'--effort takes {" or ".join(EFFORTS)}, not {effort!r}.')
     for n in [*(chosen or ()), *params]:
         if n not in every:
-            from difflib import get_close_matches
-            near = get_close_matches(n, every, 1)
-            raise PlaybookError(f'There is no chapter `{n}`' + (f'; did you mean `{near[0]}`?' if near else f'; there are {", ".join(every)}.'))
+            raise PlaybookError(f'There is no chapter `{n}`{_hint(n, every, "there are")}')
     exempt = card.exempt()
     infos = {n: c for n, c in every.items() if (chosen is None or n in set(chosen)) and n not in exempt}
     effective = {}
     for n, c in infos.items():
         known = notebook_parameters(json.loads(c.path.read_text(encoding='utf-8')), c.path.name)
-        own = {k: v for k, v in dict(poc=card.name if card.bundled else str(card.path), effort=effort, run_dir='').items() if k in known}
+        own = {k: v for k, v in dict(poc=_findable(card), effort=effort, run_dir='').items() if k in known}
         given = params.get(n, {})
         if bad := set(given) & set(OWN): raise PlaybookError(f'-p {n}.{sorted(bad)[0]} is set by the runner: name the card as the argument of `run`, and use --effort.')
         effective[n] = effective_parameters(known, {**own, **given}, n)
@@ -259,10 +268,10 @@ def finish(
                     poc=dict(name=card.name, card=run.card, promise=card.outcome.promise), environment=report.environment(), digests=run.digests, records=records, effort=run.effort,
                     parameters=run.parameters, partial=run.chosen is not None, started=run.started, finished=run.finished)
     report.write_evidence(evidence, run.folder/'evidence.json')
-    for name, text in dict(zip(('junit.xml', 'summary.md', 'model_card.md'), (report.junit_xml(evidence), report.summary_md(evidence), report.model_card_md(evidence, card.about())))).items():
+    for name, text in {'junit.xml': report.junit_xml(evidence), 'summary.md': report.summary_md(evidence), 'model_card.md': report.model_card_md(evidence, card.about())}.items():
         report.write_whole(run.folder/name, text)
     report.index_html(evidence, run.folder)
-    report.manifest(run.folder, dict(poc=run.digests, notebooks={i.path.name: hashlib.sha256(i.path.read_bytes()).hexdigest() for i in find_chapters(Path(run.notebooks) if run.notebooks else None).values()}))
+    report.manifest(run.folder, dict(poc=run.digests, notebooks={i.path.name: hashlib.sha256(i.path.read_bytes()).hexdigest() for i in run.infos().values()}))
     return {**evidence, 'folder': str(run.folder)}
 
 
@@ -320,6 +329,24 @@ def _new_folder(base: Path, card, digest: str, now: datetime) -> Path:
     return folder
 
 
+def _begin(card, infos, effective, base: Path, effort: str, params: Mapping, chosen: list[str]|None, resume: bool, notebooks: Path|None) -> Run:
+    "A new run, or the newest one that was cut off with the chapters of it that are still valid"
+    now, digests = datetime.now(timezone.utc), card.digests()
+    old = newest_run(card.name, base, finished=False) if resume else None
+    folder = old.folder if old else _new_folder(base, card, _sha(digests, effort, effective), now)
+    state = Run(folder, card.name, _findable(card), effort, {n: dict(p) for n, p in params.items()}, chosen, old.started if old else now.isoformat(timespec='seconds'),
+                exemptions=card.exemptions, digests=digests, notebooks=str(notebooks) if notebooks else None)
+    exempt, kept = card.exempt(), {c.name: c for c in old.chapters} if old else {}
+    for n, c in state.infos().items():
+        if n in infos:
+            key = _sha(digests, effective[n], hashlib.sha256(c.path.read_bytes()).hexdigest())
+            had = kept.get(n)
+            ok = had and had.key == key and had.status == DONE and (folder/had.notebook).exists() and 'all' not in c.needs
+            state.chapters.append(had if ok else ChapterRun(n, c.title, c.question, key=key))
+        elif n in exempt: state.chapters.append(ChapterRun(n, c.title, c.question, EXEMPT))
+    return state
+
+
 def run(
     poc: str|Path,  # a card, its folder, or the name of a bundled POC
     chapters: Iterable[str]|None = None,  # None: the whole playbook
@@ -339,22 +366,8 @@ def run(
     infos, effective = plan(card, chosen, params, effort, notebooks)
     remote = str(out) if '://' in str(out) else ''
     base = Path('evidence' if remote else out).resolve()
-    now = datetime.now(timezone.utc)
-    digests = card.digests()
-    old = newest_run(card.name, base, finished=False) if resume else None
-    folder = old.folder if old else _new_folder(base, card, _sha(digests, effort, effective), now)
-    state = Run(folder, card.name, card.name if card.bundled else str(card.path), effort, {n: dict(p) for n, p in (params or {}).items()}, chosen, old.started if old else now.isoformat(timespec='seconds'),
-                exemptions=[e.model_dump() for e in card.spec.exemptions], digests=digests, notebooks=str(notebooks) if notebooks else None)
-    every = find_chapters(notebooks)
-    kept = {c.name: c for c in old.chapters} if old else {}
-    for n, c in every.items():
-        if n in infos:
-            key = _sha(digests, effective[n], hashlib.sha256(c.path.read_bytes()).hexdigest())
-            had = kept.get(n)
-            ok = had and had.key == key and had.status == DONE and (folder/had.notebook).exists() and 'all' not in c.needs
-            state.chapters.append(had if ok else ChapterRun(n, c.title, c.question, key=key))
-        elif n in {e['chapter'] for e in state.exemptions}:
-            state.chapters.append(ChapterRun(n, c.title, c.question, EXEMPT))
+    state = _begin(card, infos, effective, base, effort, params or {}, chosen, resume, notebooks)
+    folder = state.folder
     state.save()
     progress.start(state)
     lock = threading.Lock()

@@ -4,13 +4,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from genai_playbook.faces import SYMBOLS
 from genai_playbook.runner import ChapterRun, Progress, Run
 
 __all__ = ['ScreenProgress', 'Asking', 'print_result', 'print_comparison', 'STYLE', 'SYMBOL']
 
 STYLE = {'PASS': 'green', 'FAIL': 'bold red', 'INSUFFICIENT': 'yellow', 'NOT TESTED': 'dim', 'GO': 'bold green', 'NO-GO': 'bold red', 'INSUFFICIENT EVIDENCE': 'bold yellow',
          'done': 'green', 'broke': 'bold red', 'timed out': 'bold red', 'exempt': 'dim', 'better': 'bold green', 'not worse': 'green', 'worse': 'bold red', 'cannot tell': 'yellow'}
-SYMBOL = {'PASS': '✓', 'FAIL': '✗', 'INSUFFICIENT': '?', 'NOT TESTED': '–', 'done': '✓', 'broke': '✗', 'timed out': '✗', 'exempt': '–', 'better': '✓', 'not worse': '✓', 'worse': '✗', 'cannot tell': '?'}
+SYMBOL = {**SYMBOLS, 'done': '✓', 'broke': '✗', 'timed out': '✗', 'exempt': '–', 'better': '✓', 'not worse': '✓', 'worse': '✗', 'cannot tell': '?'}
 
 
 class ScreenProgress(Progress):

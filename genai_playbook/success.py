@@ -111,7 +111,7 @@ def metric_table(
     res = {}
     for spec in map(as_spec, names):
         m = METRICS.get(spec.name)
-        try: e = mean(row_scores(spec, texts, references, **inputs), clusters, bounds=(m.low, m.high) if m and math.isfinite(m.high-m.low) else None)
+        try: e = mean(row_scores(spec, texts, references, **inputs), clusters, bounds=m and m.bounds)
         except NotAvailable as why: res[str(spec)] = dict(mean=math.nan, low=math.nan, high=math.nan, n=0, unscored=len(texts), method=f'NOT TESTED: {why}')
         else: res[str(spec)] = dict(mean=e.value, low=e.low, high=e.high, n=e.n, unscored=e.unscored, method=e.method)
     return pd.DataFrame(res).T
