@@ -159,6 +159,53 @@ def judges(runs, rng):
     t.close()
 
 
+def world(rng, clusters, repeats, pair, weights, graded):
+    "An evaluation: 120 conversations of one to three prompts, or 240 prompts, with any of the complications"
+    size = rng.integers(1, 4, 120) if clusters else np.ones(240, int)
+    conv = np.repeat(np.arange(len(size)), size)
+    ease = rng.normal(0, 1, len(size))[conv] if clusters else np.zeros(len(conv))
+    rare = rng.random(len(conv)) < .4
+    ease, weight = ease + 1.6 - .8*rare + rng.normal(0, .7, len(conv)), np.where(rare, .25, 1.)
+    k = 3 if repeats else 1
+    rows = {'prompt': np.repeat(np.arange(len(conv)), k), 'clusters': np.repeat(conv, k), 'weights': np.repeat(weight, k)}
+    noise = lambda: (rng.logistic(size=len(conv)*k) if not graded else rng.normal(0, 1.5, len(conv)*k))
+    score = lambda shift: np.repeat(ease, k) + shift - noise() if graded else (noise() < np.repeat(ease, k) + shift)*1.
+    return rows, score(0.), score(-.4) if pair else None
+
+
+def truths(rng, kind, n=400_000):
+    "True mean (or difference) of `world`, by drawing so many prompts"
+    clusters, repeats, pair, weights, graded = kind
+    ease = rng.normal(0, 1 if clusters else 0, n) + rng.normal(0, .7, n)
+    rare = rng.random(n) < .4
+    w = np.where(rare, .25, 1.) if weights else np.ones(n)
+    level = ease + 1.6 - .8*rare
+    right = (lambda s: level + s) if graded else (lambda s: 1/(1 + np.exp(-level - s)))
+    return float(np.average(right(0.) - (right(-.4) if pair else 0.), weights=w))
+
+
+def combined(runs, rng):
+    "`estimate`, with its complications together: 120 conversations (or 240 prompts), a judge calibrated on 150 right and 150 wrong answers"
+    from itertools import product
+    t = Table('Everything at once: bound on the wrong side of the truth, % (each side), and coverage of the two-sided 95 % interval', ['complications', 'enough', 'coverage'], ['above', 'below'])
+    names, sens, spec, m = ('clusters', 'repeats', 'pairing', 'weights'), .92, .88, 150
+    for score in ('right or wrong', 'judged', 'graded, no ends'):
+        for kind in product((False, True), repeat=4):
+            graded, truth, found = score[0] == 'g', truths(rng, (*kind, score[0] == 'g')), []
+            for _ in range(runs):
+                rows, x, y = world(rng, *kind, graded)
+                if score == 'judged': x, y = (v if v is None else np.where(v > 0, rng.random(len(v)) < sens, rng.random(len(v)) > spec)*1. for v in (x, y))
+                kw = {k: rows[k] for k, on in zip(('clusters', 'prompt', '', 'weights'), kind) if on and k} | ({} if graded else dict(bounds=(0, 1)))
+                a, b = rng.binomial(m, sens), rng.binomial(m, spec)
+                judge = lambda level: estimating.Judge(stats.proportion([1]*a + [0]*(m - a), level=level), stats.proportion([1]*b + [0]*(m - b), level=level)) if score == 'judged' else None
+                found.append([estimating.estimate(x, y, judge=judge(level), level=level, **kw) for level in (.95, .975)])
+            one, two = zip(*found)
+            label = ' + '.join([score] + [n for n, on in zip(names, kind) if on])
+            held = [e.low <= truth <= e.high for e in two if e.enough]
+            t.row((label, f'{np.mean([e.enough for e in one]):.0%}', f'{np.mean(held):.1%}' if held else '–'), gate_rates(one, truth), runs)
+    t.close()
+
+
 def peeking(runs, rng):
     t = Table('Looked at after every one of 1,000 answers, truth at the threshold: passes at some time, %', ['threshold'], ['(exact bound)', 'normal mixture', 'empirical Bernstein'])
     for p in THRESHOLDS:
@@ -203,6 +250,7 @@ if __name__ == '__main__':
     pairs(200 if quick else 4000, rng)
     boots(40 if quick else 1000, rng)
     judges(100 if quick else 2000, rng)
+    combined(40 if quick else 1000, rng)
     peeking(100 if quick else 2000, rng)
     gaps(50 if quick else 1000, rng)
     all_gates(20_000, rng)

@@ -7,6 +7,7 @@ __all__ = ['Judge', 'calibrate', 'judge_corrected', 'estimate', 'noise']
 
 # %% ../nbs/foundations/estimating.ipynb #929c81e8
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,12 +40,19 @@ def _unit_sums(x, w, units):
     start = np.flatnonzero(np.diff(units[order], prepend=-1))
     return np.add.reduceat((w*x)[order], start), np.add.reduceat(w[order], start)
 
+def _bounded(worst, best, weight, unit, ends, level):
+    "Gaffke's bounds of the mean of scores that are at least `worst` and at most `best`"
+    lo, hi = ends
+    low, high = ((hi - lo)*_gaffke(*_unit_sums(v/(hi - lo), weight, unit), level) for v in (worst - lo, hi - best))
+    return dict(low=lo + low, high=hi - high)
+
 # %% ../nbs/foundations/estimating.ipynb #f6888d6f
 @dataclass(frozen=True)
 class Judge:
     "What is known of a judge's errors, from answers that people labelled too"
     sensitivity: Estimate  # share of right answers that it calls right
     specificity: Estimate  # share of wrong answers that it calls wrong
+    silent: tuple['Judge', ...] = ()  # the same for each extreme that its missing verdicts on labelled answers allow
 
 def calibrate(
     human,                # 1 right, 0 wrong, according to people; None where nobody looked
@@ -57,8 +65,11 @@ def calibrate(
     if len(human) != len(judged): raise PlaybookError(f'calibration needs both labels for every answer, but there are {len(human)} of people and {len(judged)} of the judge')
     if not np.isin(human[~np.isnan(human)], (0, 1)).all(): raise PlaybookError("people's labels must be 1 (right) or 0 (wrong)")
     labels = None if clusters is None else _codes(clusters, len(human))
-    part = lambda is_: proportion(judged[human == is_] if is_ else 1 - judged[human == is_], None if labels is None else labels[human == is_], level)
-    return Judge(part(1), part(0))
+    def part(is_, fill=math.nan):
+        right = np.abs(judged[human == is_] - (1 - is_))
+        return proportion(np.where(np.isnan(right), fill, right), None if labels is None else labels[human == is_], level)
+    silent = np.isnan(judged[~np.isnan(human)]).any()
+    return Judge(part(1), part(0), tuple(Judge(part(1, a), part(0, b)) for a in (0., 1.) for b in (0., 1.)) if silent else ())
 
 # %% ../nbs/foundations/estimating.ipynb #50eed2d3
 def _sum_bounds(terms):
@@ -72,8 +83,15 @@ def judge_corrected(
     rate: Estimate,           # share that the judge calls right; or the difference of two such shares
     judge: Judge,             # from `calibrate`, at the same level
     difference: bool = False, # is `rate` a difference between two systems, judged alike?
+    fills: Sequence[Estimate] = (), # the rate again, for each extreme that missing verdicts allow
 ) -> Estimate:
     "True share (or difference) behind a judge's, with the judge's own uncertainty; not enough when judge and rate contradict each other"
+    mid = _corrected(rate, judge, difference)
+    every = [mid, *(_corrected(r, j, difference) for r in (fills or (rate,)) for j in (judge.silent or (judge,)) if fills or judge.silent)]
+    if wrong := next((e for e in every if not e.enough), None): mid = replace(mid, enough=False, note=wrong.note)
+    return replace(mid, low=min(e.low for e in every), high=max(e.high for e in every))
+
+def _corrected(rate, judge, difference):
     from scipy.optimize import brentq
     sens, spec, floor = judge.sensitivity, judge.specificity, -1. if difference else 0.
     out = replace(rate, value=math.nan, low=floor, high=1., method=f'{rate.method}, judge-corrected', enough=False)
@@ -137,10 +155,10 @@ def estimate(
         return Estimate(value, low, high, enough=not why, note=why, **shape)
     worst = side(x, ends[0]) - (0. if y is None else side(y, ends[1]))
     best = side(x, ends[1]) - (0. if y is None else side(y, ends[0]))
-    low = lo + (hi - lo)*_gaffke(*_unit_sums((worst - lo)/(hi - lo), weight, unit), level)
-    high = hi - (hi - lo)*_gaffke(*_unit_sums((hi - best)/(hi - lo), weight, unit), level)
-    whole = Estimate(value, low, high, enough=known.any().item(), **shape)
-    return whole if judge is None else judge_corrected(whole, judge, difference=y is not None)
+    whole = Estimate(value, **_bounded(worst, best, weight, unit, (lo, hi), level), enough=known.any().item(), **shape)
+    if judge is None: return whole
+    fills = [replace(whole, value=math.fsum(weight*v)/math.fsum(weight), **_bounded(v, v, weight, unit, (lo, hi), level)) for v in (worst, best)] if u else ()
+    return judge_corrected(whole, judge, y is not None, fills)
 
 # %% ../nbs/foundations/estimating.ipynb #7107e7e2
 def noise(

@@ -105,6 +105,23 @@ def test_every_combination_in_any_order(kw):
         for _ in range(3): assert same(e, run(df.sample(frac=1, random_state=int(rng.integers(1e9))), kw))
 
 
+@pytest.mark.parametrize('pair', [False, True])
+def test_missing_verdicts_move_a_judged_estimate_by_all_they_could(pair):
+    a, b = (ROWS[c] > .6 for c in 'ab')
+    holes, other = a.astype(float).where(rng.random(len(a)) > .1), b.astype(float) if pair else None
+    kw = dict(other=other, prompt=ROWS.prompt, clusters=ROWS.conv, weights=ROWS.w, judge=JUDGE)
+    e, worst, best = (estimate(v, **kw) for v in (holes, holes.fillna(0), holes.fillna(1)))
+    assert e.low <= worst.low + 1e-9 and e.high >= best.high - 1e-9 and e.enough
+    order = rng.permutation(len(a))
+    assert same(e, estimate(holes.iloc[order], **{k: v.iloc[order] if hasattr(v, 'iloc') else v for k, v in kw.items()}))
+    human = np.r_[np.ones(100), np.zeros(100)]
+    said = np.r_[np.ones(90), np.zeros(5), np.full(5, np.nan), np.zeros(85), np.ones(10), np.full(5, np.nan)]
+    silent = estimate(holes, **kw | dict(judge=calibrate(human, said)))
+    for fill in (0, 1):
+        known = estimate(holes, **kw | dict(judge=calibrate(human, np.where(np.isnan(said), fill, said))))
+        assert silent.low <= known.low + 1e-9 and silent.high >= known.high - 1e-9
+
+
 def test_one_complication_alone_is_what_stats_says():
     x, label = ROWS.a, ROWS.conv
     for kw, ref in [({}, mean(x)), (dict(bounds=(0, 1)), mean(x, bounds=(0, 1))), (dict(clusters=label), mean(x, label)), (dict(clusters=label, bounds=(0, 1)), mean(x, label, bounds=(0, 1))),
