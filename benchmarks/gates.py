@@ -184,6 +184,10 @@ def truths(rng, kind, n=400_000):
     return float(np.average(right(0.) - (right(-.4) if pair else 0.), weights=w))
 
 
+def judged_as(right, sens, spec, rng):
+    return right if right is None else np.where(right > 0, rng.random(len(right)) < sens, rng.random(len(right)) > spec)*1.
+
+
 def combined(runs, rng):
     "`estimate`, with its complications together: 120 conversations (or 240 prompts), a judge calibrated on 150 right and 150 wrong answers"
     from itertools import product
@@ -194,12 +198,13 @@ def combined(runs, rng):
             graded, truth, found = score[0] == 'g', truths(rng, (*kind, score[0] == 'g')), []
             for _ in range(runs):
                 rows, x, y = world(rng, *kind, graded)
-                if score == 'judged': x, y = (v if v is None else np.where(v > 0, rng.random(len(v)) < sens, rng.random(len(v)) > spec)*1. for v in (x, y))
+                if score == 'judged': x, y = (judged_as(v, sens, spec, rng) for v in (x, y))
                 kw = {k: rows[k] for k, on in zip(('clusters', 'prompt', '', 'weights'), kind) if on and k} | ({} if graded else dict(bounds=(0, 1)))
                 a, b = rng.binomial(m, sens), rng.binomial(m, spec)
-                judge = lambda level: estimating.Judge(stats.proportion([1]*a + [0]*(m - a), level=level), stats.proportion([1]*b + [0]*(m - b), level=level)) if score == 'judged' else None
-                found.append([estimating.estimate(x, y, judge=judge(level), level=level, **kw) for level in (.95, .975)])
-            one, two = zip(*found)
+                for level in (.95, .975):
+                    errors = [stats.proportion([1]*k + [0]*(m - k), level=level) for k in (a, b)] if score == 'judged' else None
+                    found.append(estimating.estimate(x, y, judge=errors and estimating.Judge(*errors), level=level, **kw))
+            one, two = found[::2], found[1::2]
             label = ' + '.join([score] + [n for n, on in zip(names, kind) if on])
             held = [e.low <= truth <= e.high for e in two if e.enough]
             t.row((label, f'{np.mean([e.enough for e in one]):.0%}', f'{np.mean(held):.1%}' if held else '–'), gate_rates(one, truth), runs)

@@ -172,6 +172,28 @@ def test_a_million_rows():
         assert e.enough and e.n == n and e.high - e.low < .003
 
 
+@pytest.mark.parametrize('clustered', [False, True])
+def test_a_million_rows_are_bootstrapped_in_parts(clustered):
+    import tracemalloc
+    n, calls = 1_000_000, []
+    x, label = rng.exponential(size=n), rng.integers(0, 50_000, n) if clustered else None
+    tracemalloc.start()
+    try: e = bootstrap(x, lambda v: calls.append(len(v)) or float(np.median(v)), label)
+    finally: peak, _ = tracemalloc.get_traced_memory()[1], tracemalloc.stop()
+    assert e.enough and e.method == 'sectioning' and e.low < math.log(2) + .01 and e.high > math.log(2) - .01 and e.high - e.low < .01
+    assert len(calls) == 101 and sum(calls) == 2*n and peak < 40*n*8  # each row is looked at twice; nothing of replicates times rows
+
+
+def test_parts_of_the_data_do_not_depend_on_its_order(monkeypatch):
+    monkeypatch.setattr(stats, 'LARGE', 1)
+    x, label, order = rng.exponential(size=30_000), rng.integers(0, 12_000, 30_000), rng.permutation(30_000)
+    for labels in (None, label): assert same(bootstrap(x, np.median, labels), bootstrap(x[order], np.median, None if labels is None else labels[order]))
+    few = bootstrap(np.r_[np.zeros(29_999), 1.])
+    assert few.method == 'sectioning' and not few.enough and 'skewed' in few.note
+    means = [bootstrap(v) for v in rng.exponential(size=(300, 10_000))]
+    assert max(np.mean([e.low > 1 for e in means]), np.mean([e.high < 1 for e in means])) <= .05 + 2*math.sqrt(.05*.95/300)
+
+
 @pytest.mark.parametrize('world', ['graded', 'whole'])
 @pytest.mark.parametrize('sizes', [[1, 2, 3, 4], [10]])
 def test_clustered_gate_passes_wrongly_at_most_one_time_in_twenty(world, sizes):
