@@ -255,7 +255,14 @@ class Card(Rows):
         guards = [(g, source_of(resolve(g, self.folder))) for g in self.spec.guards.input + self.spec.guards.output]
         made = dict(card=d, prompt=d['prompt'], guards=[d['guards'], guards], fallbacks=d['fallbacks'], thresholds=[parts, d['service_levels'], d['gates']])
         files = {f'data.{k}': hashlib.sha256(f.read_bytes()).hexdigest() for k in ('evaluation','reviews','training') if (f := self.file(k))}
-        return {k: digest_of(v) for k,v in made.items()} | files | dict(model=self._model.digest)
+        return {k: digest_of(v) for k,v in (made | self._instruments()).items()} | files | dict(model=self._model.digest)
+
+    def _instruments(self)->dict[str,Any]: # what scores the answers and is not in the package: own metrics, a schema, a judge; only those that the card has
+        from genai_playbook.metrics import metric_sources, specs_in
+        own = [(str(s), sources) for v in self.sections.values() for s in specs_in(v) if (sources := metric_sources(s, self.folder))]
+        if not (judge := getattr(self.sections.get('success'), 'judge', None)): return dict(metrics=own) if own else {}
+        from genai_playbook.judge import judge_models
+        return (dict(metrics=own) if own else {}) | dict(judge=[m.digest for m in judge_models(self, judge)])
 
     def about(self)->dict[str,Any]:
         "What a model card says of the POC before any number; no secrets, no prompts"
