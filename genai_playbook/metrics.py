@@ -220,6 +220,7 @@ def row_scores(
     spec,columns = as_spec(name),{k: None if c is None else list(c) for k,c in dict(predictions=answers, references=references, prompts=prompts, choices=choices).items()}
     for k,c in columns.items():
         if c is not None and len(c)!=len(columns['predictions']): raise PlaybookError(f"{len(columns['predictions'])} answers meet {len(c)} {k}: every answer needs its own.")
+    if spec.name in METRICS and METRICS[spec.name].tries and any(isinstance(a, str) for a in columns['predictions']): raise NotAvailable(f'metric `{spec.name}` needs several tries of each prompt; here is one')
     hub,m = '/' in spec.name,metric(spec, folder=folder, loglikelihoods=loglikelihoods)
     reads = ('predictions','references') if hub else tuple(m.features)
     if (lacks := [c for c in reads if columns[c] is None]): raise NotAvailable(f'metric `{spec.name}` reads the {lacks[0]} of each row, and there are none; choose another metric')
