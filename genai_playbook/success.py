@@ -77,7 +77,7 @@ def ask_repeatedly(
     for i in range(k):
         seed = m.seed+i if hasattr(m, 'seed') else None
         again = card if not i or seed is None else replace(card, spec=card.spec.model_copy(update=dict(model=m.model_copy(update=dict(seed=seed)))))
-        res.append(again.system().answer(prompts, progress and (lambda done, total: progress(i*total+done, k*total))))
+        res.append(again.system().answer(prompts, progress and (lambda done, total, i=i: progress(i*total+done, k*total))))
         seeds.append(seed)
     return res,seeds
 
