@@ -255,12 +255,19 @@ class Card(Rows):
         guards = [(g, source_of(resolve(g, self.folder))) for g in self.spec.guards.input + self.spec.guards.output]
         made = dict(card=d, prompt=d['prompt'], guards=[d['guards'], guards], fallbacks=d['fallbacks'], thresholds=[parts, d['service_levels'], d['gates']])
         files = {f'data.{k}': hashlib.sha256(f.read_bytes()).hexdigest() for k in ('evaluation','reviews','training') if (f := self.file(k))}
-        return {k: digest_of(v) for k,v in made.items()} | files | dict(model=self._model.digest)
+        return {k: digest_of(v) for k,v in (made | self._instruments()).items()} | files | dict(model=self._model.digest)
+
+    def _instruments(self)->dict[str,Any]: # what scores the answers and is not in the package: own metrics, a schema, a judge; only those that the card has
+        from genai_playbook.metrics import metric_sources, specs_in
+        own = [(str(s), sources) for v in self.sections.values() for s in specs_in(v) if (sources := metric_sources(s, self.folder))]
+        if not (judge := getattr(self.sections.get('success'), 'judge', None)): return dict(metrics=own) if own else {}
+        from genai_playbook.judge import judge_models
+        return (dict(metrics=own) if own else {}) | dict(judge=[m.digest for m in judge_models(self, judge)])
 
     def about(self)->dict[str,Any]:
         "What a model card says of the POC before any number; no secrets, no prompts"
         spec,data = self.spec,self.spec.data
-        return {'Model': _model_line(spec.model), 'Data': data.evaluation + (' (private)' if data.private else ''), 'Risk tier': spec.risk_tier, 'Guards before': spec.guards.input, 'Guards behind': spec.guards.output,
+        return {'Model': _model_line(spec.model, self.folder), 'Data': data.evaluation + (' (private)' if data.private else ''), 'Risk tier': spec.risk_tier, 'Guards before': spec.guards.input, 'Guards behind': spec.guards.output,
                 'Fallbacks': [f.text for f in spec.fallbacks], 'Hardware': spec.hardware.name, 'Owners': spec.owners.model_dump(exclude_none=True), 'Left out': {e.chapter: f'{e.reason} ({e.owner})' for e in spec.exemptions}}
 
     def _repr_markdown_(self)->str: return card_face(self)
@@ -471,9 +478,9 @@ def load_card(
 # %% ../nbs/foundations/card.ipynb #a5ce7b0d
 def _cell(x:Any)->str: return re.sub(r'([|<>*_`\\[\]])', r'\\\1', ' '.join(str(x).split()))
 
-def _model_line(m:ModelSpec)->str:
+def _model_line(m:ModelSpec, folder:Path)->str:
     match m:
-        case TransformersSpec(): return f'transformers, {m.path}' + (f' at {m.revision}' if m.revision else '')
+        case TransformersSpec(): return f'transformers, {folder.name}/model' if m.path=='model' else f'transformers, {m.path}' + (f' at {m.revision}' if m.revision else '')
         case OpenAISpec(): return f'{m.model} at {m.base_url}' + (f', key in {m.api_key_env}' if m.api_key_env else '')
         case PythonSpec(): return f'python, {m.target}'
         case RecordedSpec(): return f'answers recorded in {m.path}'
@@ -489,7 +496,7 @@ def card_face(card:Card)->str: # markdown
     "A card at a glance"
     spec = card.spec
     guards = [*(f'before: {g}' for g in spec.guards.input), *(f'after: {g}' for g in spec.guards.output)]
-    rows = [('Promise', _cell(spec.outcome.promise)), ('Model', _cell(_model_line(spec.model))), ('Data', _data_line(card)), ('Risk tier', spec.risk_tier)]
+    rows = [('Promise', _cell(spec.outcome.promise)), ('Model', _cell(_model_line(spec.model, card.folder))), ('Data', _data_line(card)), ('Risk tier', spec.risk_tier)]
     rows += [('Guards', _cell(', '.join(guards)))]*bool(guards) + [('Fallbacks', str(len(spec.fallbacks)))]*bool(spec.fallbacks)
     rows += [('Left out', _cell(', '.join(f'{e.chapter} ({e.owner}: {e.reason})' for e in spec.exemptions)))]*bool(spec.exemptions)
     for g in card.gates():

@@ -106,6 +106,7 @@ class Columns(Part):
     id:Text|None = Field(None, description='Identifies a row; made from the row\'s contents when there is none')
     prompt:Text|None = Field(None, description='What the user writes')
     reference:Text|None = Field(None, description='A right answer')
+    choices:Text|None = Field(None, description='What may be answered, in multiple choice: a JSON list in each row, or texts parted by `|`')
     context:Text|None = Field(None, description='Facts the model is given, such as the order')
     intent:Text|None = Field(None, description='What kind of case it is')
     cluster:Text|None = Field(None, description='Rows that are not independent share it: conversation, customer, document')

@@ -48,10 +48,27 @@ class Check:
 def _first(card, rows, k: int) -> list: return [p for p in card.prompts(rows) if p][:k]
 
 
+def check_instruments(
+    card,  # what `load_card` gives
+):
+    "What scores the answers must be there before anything is asked: own metrics, schemas, the judge and its labels; raises PlaybookError"
+    from genai_playbook.judge import check_judge
+    from genai_playbook.metrics import metric_sources, scorer, specs_in
+    if 'success' in card.exempt() or (section := card.section('success')) is None: return
+    for key in ('metric', 'also'):
+        for spec in specs_in(getattr(section, key)):
+            try:
+                if '/' not in spec.name: scorer(spec, card.folder)
+                metric_sources(spec, card.folder)
+            except PlaybookError as e: raise card.error(str(e), f'success.{key}') from None
+    if section.judge: check_judge(card, section.judge)
+
+
 def preflight(
     card,  # what `load_card` gives
 ):  # the answer to the first prompt that got one
     "One real answer, so that what cannot work is said before a chapter runs; raises PlaybookError"
+    check_instruments(card)
     model = card.model()
     prompts = _first(card, card.evaluation(), TRIES)
     if not prompts: raise PlaybookError(f'{card.file().name}: no row has a prompt, so nothing can be asked.')

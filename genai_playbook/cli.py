@@ -107,14 +107,15 @@ def compare(
     margin: Annotated[float, typer.Option(help='Largest loss that is acceptable, as a share of the cases.')] = .02,
     cases: Annotated[int|None, typer.Option(min=1, help='For POCs: how many cases to ask, in whole clusters; all of them when left out.')] = None,
     out: Annotated[Path, typer.Option(help='Folder for compare.html and compare.json.')] = Path('comparison'),
+    strict: Annotated[bool, typer.Option(help='Exit 1 also when a slice or another metric got worse, corrected for how many were looked at.')] = False,
 ):
     """Is B better than A on the same cases, not worse, worse, or can they not tell?
 
-    Exit code: 0 better or not worse, 1 worse, 2 bad usage, 3 cannot tell. It is the verdict on all cases; a slice that got worse is named."""
+    Exit code: 0 better or not worse, 1 worse, 2 bad usage, 3 cannot tell. It is the verdict on all cases; a slice that got worse is named loudly, and decides with --strict."""
     from genai_playbook.head_to_head import compare as compare_
     from genai_playbook.screen import Asking, print_comparison
     console = _console()
-    with Asking(console) as asking: result = compare_(a, b, margin, cases, out, asking)
+    with Asking(console) as asking: result = compare_(a, b, margin, cases, out, asking, strict)
     print_comparison(result, console, out)
     raise typer.Exit(result['exit_code'])
 

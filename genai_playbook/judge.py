@@ -6,16 +6,18 @@
 __all__ = ['RUBRIC', 'OK', 'NO_ANSWER', 'FAILED', 'UNREADABLE', 'ATTACKS', 'MIN_KAPPA', 'quote', 'rubric_prompt', 'parse_grade',
            'parse_choice', 'Grades', 'grade', 'injection', 'pair_prompt', 'Pairs', 'compare_pairs', 'kappa_table',
            'kappa', 'Calibration', 'calibration', 'corrected_rate', 'Judge', 'judge_models', 'as_labels', 'Judged',
-           'judge_card', 'plot_calibration']
+           'check_judge', 'judge_card', 'plot_calibration']
 
 # %% ../nbs/components/judge.ipynb #f6b728d0
 import math, re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field, model_validator
 from .card_keys import ModelSpec, Part, Text
+from .card_errors import CardError
 from .errors import PlaybookError
 from .estimating import Judge as Errors, calibrate, judge_corrected, noise
 from .models import Answer, Model, RowPrompt, digest_of
@@ -393,6 +395,14 @@ class Judge(Part):
         return self
 
 # %% ../nbs/components/judge.ipynb #0310428b
+@contextmanager
+def _named(card): # errors of a model speak of `model.…`, and here that is the judge
+    try: yield
+    except CardError as e:
+        def place(p): return replace(p, key=(key := f'success.judge.{p.key}'), line=card.places.line(tuple(key.split('.'))))
+        raise CardError(e.file, [place(p) if p.key.split('.')[0]=='model' else p for p in e.problems]) from None
+    except PlaybookError as e: raise PlaybookError(str(e).replace('`model.', '`success.judge.model.')) from None
+
 def judge_models(
     card, # the POC card: its folder, its cache rules
     judge:Judge
@@ -400,7 +410,7 @@ def judge_models(
     "The judge's models"
     for k in range(judge.repeats):
         seed = dict(seed=judge.model.seed+k) if hasattr(judge.model, 'seed') else {}
-        yield replace(card, spec=card.spec.model_copy(update=dict(model=judge.model.model_copy(update=seed)))).model()
+        with _named(card): yield replace(card, spec=card.spec.model_copy(update=dict(model=judge.model.model_copy(update=seed)))).model()
 
 _WORDS = {'1': 1., 'yes': 1., 'true': 1., 'right': 1., '1.0': 1., '0': 0., 'no': 0., 'false': 0., 'wrong': 0., '0.0': 0.}
 
@@ -422,16 +432,27 @@ class Judged:
     calibration:Calibration
     pairs:Pairs|None = None # against today's answers
 
-def _labelled(card, judge):
+def _labelled_rows(card, judge):
     from genai_playbook.tables import did_you_mean
     rows = card.evaluation()
     for key in ('human','labelled'):
         if (col := getattr(judge, key)) and col not in rows: raise card.error(f'the data has no column `{col}`' + did_you_mean(col, list(rows), 'columns'), f'success.judge.{key}')
     rows = rows.assign(human_label=as_labels(rows[judge.human], judge.human) if judge.human else math.nan)
-    rows = rows[rows['human_label'].notna()].reset_index(drop=True)
+    return rows[rows['human_label'].notna()].reset_index(drop=True)
+
+def _labelled(card, judge):
+    rows = _labelled_rows(card, judge)
     if judge.labelled or rows.empty: return rows,rows[judge.labelled] if judge.labelled else []
     if card.model_spec.kind!='recorded': raise card.error('people labelled answers, and this system may answer differently today: name the column that holds the labelled answers', 'success.judge.labelled')
     return rows,[None if a.error else a.text for a in card.system().answer(card.prompts(rows))]
+
+def check_judge(
+    card,
+    judge:Judge # of its `success` section
+):
+    "What is wrong with a judge's settings, before it is asked anything; raises `PlaybookError`"
+    next(judge_models(card, judge))
+    _labelled_rows(card, judge)
 
 def judge_card(
     card,
@@ -441,7 +462,8 @@ def judge_card(
 )->Judged:
     "Grade a system's answers and the answers that people labelled, and correct the one by the other"
     get = lambda df,c: df[c] if c in df else None
-    def ask(df, texts, tail=''): return grade(judge_models(card, judge), df['prompt'], texts, judge.rubric, judge.scale, get(df,'reference'), get(df,'context'), [f'{i}{tail}' for i in df['id']])
+    def ask(df, texts, tail=''):
+        with _named(card): return grade(judge_models(card, judge), df['prompt'], texts, judge.rubric, judge.scale, get(df,'reference'), get(df,'context'), [f'{i}{tail}' for i in df['id']])
     texts = [None if a.error else a.text for a in answers]
     labelled,seen = _labelled(card, judge)
     grades,checked = ask(rows, texts),ask(labelled, seen, ':labelled' if judge.labelled else '')

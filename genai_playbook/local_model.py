@@ -126,7 +126,7 @@ class TransformersModel(Model):
     ):
         self.path,self.revision,self.local_files_only = str(path),revision,local_files_only
         self.max_new_tokens,self.temperature,self.seed,self.batch_size,self._device,self._dtype = max_new_tokens,temperature,seed,batch_size,device,dtype
-        self.name,self.deterministic = Path(path).name,not temperature or seed is not None
+        self.name,self.deterministic = (p.parent.name if (p := Path(path)).name=='model' else '') or p.name,not temperature or seed is not None
         self._lock,self._largest = threading.RLock(),batch_size
         if Path(path).expanduser().is_dir() or str(path).startswith(('.', '/', '~')): model_folder(path, revision) # what is missing is said before anything else is done
     def __repr__(self): return f'TransformersModel({self.name!r})'

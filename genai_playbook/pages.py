@@ -37,6 +37,16 @@ def _may_stay(tag, key, value) -> bool:
     return not (key=='id' and value.startswith(('cell-','main','findings','parameters')))  # the page's own anchors
 
 # %% ../nbs/foundations/pages.ipynb #b8f25f7b
+_NUMBER = re.compile(r'[-−+]?[\d.,]+ ?%?|nan|NaN|inf|None|True|False|–|<NA>|NaT|')
+
+def _text_left(table): # a column that holds a word anywhere is text: left, with its heading
+    rows = [tds for tr in table.find_all('tr') if (tds := tr.find_all('td', recursive=False))]
+    if not rows or len({len(tds) for tds in rows}) > 1: return
+    heads = [tr.find_all('th', recursive=False) for tr in table.find('thead').find_all('tr')] if table.find('thead') else []
+    for i,column in enumerate(zip(*rows)):
+        if all(_NUMBER.fullmatch(td.get_text().strip()) for td in column): continue
+        for cell in [*column, *(hs[i-len(rows[0])] for hs in heads if len(hs) >= len(rows[0]))]: cell['class'] = [*cell.get('class', ()), 'text']
+
 def clean(
     html:str, # of an output or of markdown
     alt:str='', # for pictures that bring no text of their own
@@ -56,6 +66,7 @@ def clean(
         elif t.name=='a' and t.get('href', '').startswith('http'): t['rel'] = 'noopener noreferrer'
         elif t.name=='table' and not t.find_parent('table') and 'scroll' not in t.parent.get('class', ()):
             t.wrap(soup.new_tag('div', attrs={'class': 'scroll'}))
+    for t in soup.find_all('table', class_='dataframe'): _text_left(t)
     return str(soup)
 
 # %% ../nbs/foundations/pages.ipynb #025bda8a

@@ -7,7 +7,7 @@ __all__ = ['split_tokens', 'LogLikelihood', 'loglikelihoods', 'Question', 'Picke
            'batch_spread']
 
 # %% ../nbs/components/scoring.ipynb #ebc2bbd7
-import functools, math
+import functools, math, threading
 from dataclasses import dataclass
 from typing import Any
 from .errors import PlaybookError
@@ -78,6 +78,28 @@ def _encode_prefix(m, ids:list[int]): # the memory of tokens that many trees sta
     for layer in kv.layers: layer.update = functools.partial(_look, layer.keys, layer.values)
     return kv
 
+_NOW = threading.local() # each thread reads its own trees
+
+def _last_rows(module, args): return (args[0][:,-_NOW.keep:], *args[1:]) if getattr(_NOW, 'keep', 0) else None
+
+def _all_rows(module, args, out):
+    import torch
+    return torch.nn.functional.pad(out, (0, 0, _NOW.width-out.shape[-2], 0)) if getattr(_NOW, 'keep', 0) else None
+
+def _thin(m)->list: # of hooks; behind the last layer nobody reads the context: its queries and what they lead to need not be computed
+    import torch
+    layers,hooks = getattr(m.net.get_decoder(), 'layers', None),[]
+    for name,end in (('self_attn.q_proj','self_attn.q_proj'), ('self_attn.o_proj','self_attn.o_proj'), ('mlp','mlp.down_proj')) if layers else ():
+        try: start,linear = (layers[-1].get_submodule(n) for n in (name, end))
+        except AttributeError: continue
+        if isinstance(linear, torch.nn.Linear): hooks += [start.register_forward_pre_hook(_last_rows), linear.register_forward_hook(_all_rows)]
+    return hooks
+
+def _forward(m, keep, width, **inputs):
+    _NOW.keep,_NOW.width = keep if keep<width else 0,width
+    try: return m.net(**inputs).logits[:,-keep:]
+    finally: _NOW.keep = 0
+
 def _read(m, trees:list[_Tree], kv=None, shared:int=0, branched:bool=True)->list[tuple[int,float,bool]]: # request, log-likelihood, greedy
     import torch
     device,sizes = m.net.device,[len(t.tokens) for t in trees]
@@ -92,7 +114,7 @@ def _read(m, trees:list[_Tree], kv=None, shared:int=0, branched:bool=True)->list
     if branched: mask = torch.zeros(see.shape, dtype=m.net.dtype).masked_fill_(~see, torch.finfo(m.net.dtype).min)[:,None]
     else: mask = torch.arange(width)>=width-torch.tensor(sizes)[:,None]
     more = {k: v for k,v in (('position_ids',pos.to(device)), ('logits_to_keep',keep)) if k in m.takes}
-    out = m.net(input_ids=x.to(device), attention_mask=mask.to(device), past_key_values=kv, use_cache=False, **more).logits[:,-keep:]
+    out = _forward(m, keep, width, input_ids=x.to(device), attention_mask=mask.to(device), past_key_values=kv, use_cache=False, **more)
     logp,greedy,lengths = [],[],[len(ks) for t in trees for _,_,ks in t.reads]
     for row,n,t in zip(out, sizes, trees): # one by one: what is made on the way stays small
         logits = row[t.first-n:].float()
@@ -110,13 +132,16 @@ def _window(m)->int: # what a tree may hold: its mask knows nothing of a sliding
 
 def _branches(m)->bool: # does this architecture read a tree as it reads each of its branches?
     if 'branches' not in m.__dict__:
-        ids = [11*i%m.size for i in range(1, 32)]
+        ids,hooks = [11*i%m.size for i in range(1, 32)],[]
         context,ends = ids[:20],[ids[20:25], ids[20:22]+ids[25:28], ids[28:]]
         try:
             want = [p for _,p,_ in _read(m, [_grow(context, [(i,e)]) for i,e in enumerate(ends)], branched=False)]
+            hooks = _thin(m)
             have = [p for _,p,_ in _read(m, [_grow(context[12:], list(enumerate(ends)))], _encode_prefix(m, context[:12]), 12)]
             m.branches = max(abs(a-b) for a,b in zip(want, have))<(1e-3 if m.net.dtype.itemsize>2 else .3)
         except Exception: m.branches = False
+        if not m.branches:
+            for h in hooks: h.remove()
     return m.branches and _window(m)>=32
 
 # %% ../nbs/components/scoring.ipynb #7d9dfa15

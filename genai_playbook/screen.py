@@ -10,8 +10,8 @@ from genai_playbook.runner import ChapterRun, Progress, Run
 __all__ = ['ScreenProgress', 'Asking', 'print_result', 'print_comparison', 'STYLE', 'SYMBOL']
 
 STYLE = {'PASS': 'green', 'FAIL': 'bold red', 'INSUFFICIENT': 'yellow', 'NOT TESTED': 'dim', 'GO': 'bold green', 'NO-GO': 'bold red', 'INSUFFICIENT EVIDENCE': 'bold yellow',
-         'done': 'green', 'broke': 'bold red', 'timed out': 'bold red', 'exempt': 'dim', 'better': 'bold green', 'not worse': 'green', 'worse': 'bold red', 'cannot tell': 'yellow'}
-SYMBOL = {**SYMBOLS, 'done': '✓', 'broke': '✗', 'timed out': '✗', 'exempt': '–', 'better': '✓', 'not worse': '✓', 'worse': '✗', 'cannot tell': '?'}
+         'done': 'green', 'broke': 'bold red', 'timed out': 'bold red', 'exempt': 'dim', 'better': 'bold green', 'not worse': 'green', 'worse': 'bold red', 'cannot tell': 'yellow', 'no verdict': 'dim'}
+SYMBOL = {**SYMBOLS, 'done': '✓', 'broke': '✗', 'timed out': '✗', 'exempt': '–', 'better': '✓', 'not worse': '✓', 'worse': '✗', 'cannot tell': '?', 'no verdict': '·'}
 
 
 class ScreenProgress(Progress):
@@ -102,5 +102,6 @@ def print_comparison(
         t.add_row(f'[{STYLE[r["verdict"]]}]{SYMBOL[r["verdict"]]} {r["verdict"]}[/]', escape(place(r)), score(r['a']), score(r['b']), escape(f'{diff("value")}  [{diff("low")}, {diff("high")}]'), f'{r["n"]:,}', f'{r["needed"]:,}' if r['needed'] else '')
     console.print(t)
     console.print(f'\n[{STYLE[result["verdict"]]}]{SYMBOL[result["verdict"]]} {result["verdict"].upper()}[/]  {escape(result["headline"])}')
+    if result['worse']: console.print(f'[bold red]✗ WORSE IN PLACES[/]  {escape("; ".join(result["worse"]))}; corrected for looking at {len(result["comparisons"]) - 1} of them.')
     for line in [*result['reasons'], *result['notes']]: console.print(f'  · {escape(line)}')
     console.print(f'\nAnswers side by side: {escape(str(folder))}/compare.html')

@@ -274,3 +274,32 @@ def test_answers_cannot_run_in_the_page(tmp_path):
 def test_the_same_comparison_gives_the_same_bytes(tmp_path):
     one = [write_comparison(compare_sides(side('a', [0, 1]*50), side('b', [1, 1]*50)), tmp_path/d) for d in 'xy']
     for name in ('compare.html', 'compare.json'): assert len({(p.parent/name).read_bytes() for p in one}) == 1
+
+
+def test_less_is_better_where_the_metric_says_so_and_length_gets_no_verdict():
+    n = 400
+    rude, long = np.r_[np.ones(60), np.zeros(n-60)], np.full(n, 9.)
+    a, b = side('a', np.ones(n), **{'score.refusal': np.zeros(n), 'score.words': long}), side('b', np.ones(n), **{'score.refusal': rude, 'score.words': long*2})
+    found = {r['metric']: r for r in compare_sides(a, b)['comparisons']}
+    assert found['refusal']['verdict'] == 'worse' and found['refusal']['value'] == pytest.approx(.15) and found['refusal']['low'] < .15 < found['refusal']['high']
+    assert found['words']['verdict'] == 'no verdict' and found['words']['value'] == 9 and found['words']['needed'] is None
+    back = {r['metric']: r['verdict'] for r in compare_sides(b, a)['comparisons']}
+    assert back == dict(solved='not worse', refusal='better', words='no verdict')
+
+
+def test_a_slice_that_got_worse_is_loud_and_decides_when_asked(tmp_path, capsys, monkeypatch):
+    lang = ['de']*150 + ['en']*450
+    a = side('a', np.r_[np.ones(150), np.zeros(450)], **{'slice.lang': lang})
+    b = side('b', np.r_[np.ones(75), np.zeros(75), np.ones(450)], **{'slice.lang': lang})
+    result = compare_sides(a, b)
+    assert result['verdict'] == 'better' and result['exit_code'] == 0 and len(result['worse']) == 1 and 'lang = de' in result['worse'][0]
+    assert compare_sides(a, b, strict=True)['exit_code'] == 1 and compare_sides(a, a, strict=True)['exit_code'] == 0
+    assert 'Worse in places' in comparison_html(result)
+    pocs = []
+    for name, wrong in (('old', {0, 1}), ('new', set(range(0, 200, 2)))):
+        rows = pd.DataFrame(dict(id=[f'q{i}' for i in range(400)], prompt=[f'p{i}' for i in range(400)], reference=[f'r{i}' for i in range(400)], topic=['even' if i < 200 else 'odd' for i in range(400)]))
+        good = (lambda i, wrong=wrong, name=name: i not in wrong and not (name == 'old' and 200 <= i < 399))
+        pocs.append(write_poc(tmp_path/name, data=rows, answers=[r if good(i) else 'no' for i, r in enumerate(rows.reference)]))
+    code, out, _ = call('compare', *pocs, '--out', tmp_path/'c', capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 0 and 'WORSE IN PLACES' in out and 'topic = even' in out
+    assert call('compare', *pocs, '--strict', '--out', tmp_path/'c', capsys=capsys, monkeypatch=monkeypatch)[0] == 1

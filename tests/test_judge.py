@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 import genai_playbook
 from genai_playbook.card import load_card
+from genai_playbook.checking import check_instruments
 from genai_playbook.errors import PlaybookError
 from genai_playbook.evidence import INSUFFICIENT, verdict
 from genai_playbook.judge import (ATTACKS, FAILED, NO_ANSWER, OK, UNREADABLE, Judge, as_labels, calibration, compare_pairs, corrected_rate, grade, injection, judge_card, judge_models, kappa,
@@ -390,3 +391,25 @@ def test_chapter_01_with_a_judge(poc, tmp_path):
     gate = next(g for g in found['gates'] if g['code'] == 'SUC04')
     assert [c['status'] for c in found['chapters']] == ['done'] and gate['verdict'] == 'PASS' and not gate['hard'] and gate['n'] == 300
     assert found['records']['judge']['kappa']['n'] == 150
+
+
+def test_check_finds_a_wrong_judge_and_names_it(poc, monkeypatch):
+    def told(old, new, more='    human: label\n'):
+        card, _ = poc(more)
+        card.path.write_text(card.path.read_text().replace(old, new), encoding='utf-8')
+        with pytest.raises(PlaybookError) as e: check_instruments(load_card(card.path))
+        assert '\n' not in str(e.value)
+        return str(e.value)
+    check_instruments(poc()[0])
+    assert 'success.judge.human' in told('human: label', 'human: lable') and 'did you mean `judge`' in told('rules:judge', 'rules:jugde')
+    monkeypatch.delenv('JUDGE_KEY_X', raising=False)
+    said = told('{kind: python, target: "rules:judge", deterministic: true}', '{kind: openai, base_url: "http://localhost:1/v1", model: m, api_key_env: JUDGE_KEY_X}')
+    assert re.match(r'poc.yaml:\d+: success.judge.model.api_key_env: the environment variable `JUDGE_KEY_X` is not set', said)
+
+
+def test_evidence_goes_stale_with_the_judge(poc):
+    card, _ = poc()
+    first = card.digests()
+    (card.folder/'rules.py').write_text(RULES+'# stricter\n', encoding='utf-8')
+    second = load_card(card.path).digests()
+    assert {k for k in first if first[k] != second[k]} == {'judge'}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from genai_playbook import metrics as M
 from genai_playbook.card import CardError, card_schema, parse_card
+from genai_playbook.checking import check_instruments
 from genai_playbook.errors import PlaybookError
 from genai_playbook.metrics import METRICS, NotAvailable, as_spec, metric, row_scores, scorer
 from genai_playbook.metrics_model import choice, corpus_perplexity, perplexity
@@ -346,3 +347,24 @@ def test_success_uses_them(tmp_path):
     table = metric_table(answers, refs, ['bleu', 'words', as_spec(dict(name='numeric_match', tolerance=10)), 'perplexity'])
     assert list(table.index) == ['bleu', 'words', 'numeric_match(tolerance=10)', 'perplexity'] and table['method']['perplexity'].startswith('NOT TESTED: ') and table['unscored']['perplexity'] == 4
     assert table['mean']['words'] == pytest.approx(5/3)
+
+
+def test_evidence_goes_stale_with_an_own_metric_or_a_schema(read, tmp_path):
+    (tmp_path/'mine.py').write_text('def near(answer, reference): return 1\n')
+    (tmp_path/'s.json').write_text('{"type": "object"}')
+    said = '{name: pass_at_k, k: 2, of: "mine:near"}\n  also: [{name: json_valid, schema: s.json}]'
+    first = read(said).digests()
+    assert 'metrics' in first and 'metrics' not in read('bleu').digests() and first == read(said).digests()
+    (tmp_path/'s.json').write_text('{"type": "array"}')
+    second = read(said).digests()
+    (tmp_path/'mine.py').write_text('def near(answer, reference): return 0\n')
+    assert len({d['metrics'] for d in (first, second, read(said).digests())}) == 3 and {k: v for k, v in first.items() if k != 'metrics'} == {k: v for k, v in second.items() if k != 'metrics'}
+
+
+@pytest.mark.parametrize('said, words', [('"nowhere:near"', 'poc.yaml:6: success.metric: `nowhere:near`: there is no module `nowhere`'), ('bleu\n  also: [bleu, "bot:nothing"]', 'success.also: `bot:nothing`: `bot` has no `nothing`'),
+    ('"bot:answer"', ''), ('bleu\n  also: [{name: json_valid, schema: none.json}]', 'success.also: the schema `none.json` cannot be read'), ('"bot:three"', 'success.metric: metric `bot:three` cannot be called')])
+def test_check_says_what_is_wrong_with_an_own_metric(read, tmp_path, said, words):
+    (tmp_path/'bot.py').write_text('def answer(prompt): return "b"\ndef three(a, b, c): return 1\n')
+    if not words: return check_instruments(read(said))
+    with pytest.raises(PlaybookError) as e: check_instruments(read(said))
+    assert words in str(e.value) and '\n' not in str(e.value)

@@ -775,3 +775,12 @@ def test_importing_is_light():
     assert subprocess.run([sys.executable, '-c', prog], capture_output=True, text=True, check=True).stdout.strip() == '[]'
     prog = 'import sys, genai_playbook.faces; print("numpy" in sys.modules, "dataclasses" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', prog], capture_output=True, text=True, check=True).stdout.split()[0] == 'False'
+
+
+def test_words_stand_left_and_numbers_right():
+    import pandas as pd
+
+    from genai_playbook.pages import clean
+    soup = clean(pd.DataFrame(dict(said=['no', '5'], n=[1, 2], p=['', '5 %'])).to_html())
+    assert soup.count('class="text"') == 3 and '<td>1</td>' in soup and '<th class="text">said</th>' in soup
+    assert clean('<table class="dataframe"><tr><td>a</td></tr><tr></tr><tr><td>a</td><td>b</td></tr></table>').count('text') == 0
