@@ -236,7 +236,9 @@ def fit_replica(
     size,n,total,squares = (np.array(v, float) for v in zip(*((k, *v[:3]) for k,v in sorted(curve.items()) if v[0]))) if any(v[0] for v in curve.values()) else ([],)*4
     if not len(size): raise PlaybookError('no batch was measured: send some load first')
     mean = total/n
-    each,fixed = np.polyfit(size, mean, 1, w=np.sqrt(n)) if len(size)>1 else (0., mean[0])
+    if len(size)>1:
+        rough = np.polyval(np.polyfit(size, mean, 1, w=np.sqrt(n)), size).clip(max(mean.min(), 1e-12))
+        each,fixed = np.polyfit(size, mean, 1, w=np.sqrt(n)/rough)
     if len(size)==1 or each<=0: each,fixed = (mean@n)/(size@n),0. # one size, or noise: as if batching gained nothing
     if fixed<0: fixed,each = 0.,(total@size)/(n@size**2)
     line = fixed+each*size
@@ -320,7 +322,7 @@ def plan_case(
     limit,rate = truth.seconds(1)*rng.uniform(3, 12),truth.most*rng.uniform(.3, 12)
     seen = {}
     for i,share in enumerate((.2, .6, .9)):
-        for k,v in curve_of(simulate(poisson_times(share*truth.most, 400, 1000*seed+i), truth, seed=seed)).items(): seen[k] = [a+b for a,b in zip(seen.get(k, [0]*3), v)]
+        for k,v in curve_of(simulate(poisson_times(share*truth.most, 400, 1000*seed+i), truth, seed=1000*seed+i)).items(): seen[k] = [a+b for a,b in zip(seen.get(k, [0]*3), v)]
     found = fit_replica(seen, truth.batch, truth.queue)
     return replicas_for(rate, found, limit, seed=seed), replicas_for(rate, truth, limit, n=n, seed=seed+1)
 

@@ -78,6 +78,7 @@ class Engine:
         self.system,self.batch,self.max_waiting,self.waiting,self.running = system,batch,max_waiting,deque(),True
         self.batches = hasattr(getattr(system, 'model', None), 'streams')
         self.workers,self.deliver,self.counts,self.threads,self._cond = workers,deliver,Counter(),[],threading.Condition()
+        self.curve = {} # size of a batch: how many, sum of seconds, sum of squares, sum of seconds to the first word
 
     def start(self)->None:
         "Load the model and begin to work"
@@ -110,13 +111,19 @@ class Engine:
     def _work(self):
         _one_thread_each(self.workers)
         while jobs := self._take():
-            open_ = dict.fromkeys(jobs)
+            open_,start,first = dict.fromkeys(jobs),time.perf_counter(),None
             try:
                 for step in self._steps(jobs):
+                    first = first or time.perf_counter()-start
                     self.deliver([(jobs[i], c) for i,c in step])
                     for i,c in step: c.answer and open_.pop(jobs[i], None)
             except Exception as e: self.deliver([(j, Chunk('', 0., 0, failed(e, *contents(j.asked.prompt)))) for j in open_])
-            self.counts['batches'] += 1; self.counts['computed'] += len(jobs)
+            self._note(len(jobs), time.perf_counter()-start, first or 0.)
+
+    def _note(self, size, seconds, first):
+        with self._cond:
+            self.counts['batches'] += 1; self.counts['computed'] += size
+            self.curve[size] = [a+b for a,b in zip(self.curve.get(size, [0, 0., 0., 0.]), (1, seconds, seconds**2, first))]
 
     def _steps(self, jobs)->Iterator[list[tuple[int,Chunk]]]:
         if self.batches: return self.system.streams([j.asked.prompt for j in jobs], [j.asked.limit for j in jobs], lambda i: jobs[i].gone)
@@ -260,7 +267,8 @@ async def _stats(self:Service, request):
     from aiohttp import web
     t = os.times()
     return web.json_response({k: self.counts[k] for k in ('accepted','refused','finished','failed','left')}
-        | dict(waiting=len(self.engine.waiting), active=len(self._jobs), cpu_seconds=t.user+t.system, workers=self.engine.workers, pid=os.getpid(), **{k: self.engine.counts[k] for k in ('batches','computed')}))
+        | dict(waiting=len(self.engine.waiting), active=len(self._jobs), cpu_seconds=t.user+t.system, workers=self.engine.workers, pid=os.getpid(), batch=self.engine.batch, max_waiting=self.engine.max_waiting,
+            curve=self.engine.curve, **{k: self.engine.counts[k] for k in ('batches','computed')}))
 
 # %% ../nbs/components/serve.ipynb #a24cbfec
 def retry_seconds(
@@ -388,9 +396,10 @@ class ServerProcess:
     def __enter__(self): return self
     def __exit__(self, *_): self.stop()
     def stats(self)->dict:
-        "Its counts, as `/stats` tells them"
+        "Its counts, as `/stats` tells them; sizes of batches are numbers again"
         import urllib.request
-        with urllib.request.urlopen(self.url.removesuffix('/v1')+'/stats', timeout=10) as r: return json.loads(r.read())
+        with urllib.request.urlopen(self.url.removesuffix('/v1')+'/stats', timeout=10) as r: res = json.loads(r.read())
+        return res | dict(curve={int(k): v for k,v in res['curve'].items()})
     def stop(self, timeout:float=10.)->int: # its exit code
         "End it: politely, then not"
         if self.process.poll() is None: self.process.stdin.close()
