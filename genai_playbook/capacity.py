@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['little', 'erlang_c', 'mmc_wait', 'pollaczek_khinchine', 'Replica', 'Scaling', 'Simulated', 'simulate',
-           'poisson_times', 'in_flight', 'fit_replica', 'curve_of', 'QueueFit', 'fit_queue', 'replicas_for',
+           'poisson_times', 'in_flight', 'fit_replica', 'curve_of', 'QueueFit', 'fit_queue', 'replicas_for', 'rate_for',
            'plan_case', 'forecast', 'step_times', 'autoscaling_table']
 
 # %% ../nbs/components/capacity.ipynb #43f8e4c1
@@ -310,6 +310,24 @@ def replicas_for(
         mid = (low+high)//2
         low,high = (low,mid) if ok(mid) else (mid,high)
     return high
+
+def rate_for(
+    replica:Replica,
+    n:int=1, # replicas
+    latency:float=math.inf, # seconds for the whole answer
+    ttft:float=math.inf, # seconds to the first token
+    share:float=.95, # of requests that must be served in time
+    requests:int=8000, # to simulate
+    seed:int=0
+)->float: # requests a second; 0: not even a single one is served in time
+    "The highest rate at which `n` replicas keep the service levels, by simulation"
+    at = poisson_times(1., requests, seed)
+    ok = lambda rate: simulate(at/rate, replica, n, seed=seed).good(latency, ttft)>=share
+    low,high = 0.,1.2*n*replica.most
+    for _ in range(12):
+        mid = (low+high)/2
+        low,high = (mid,high) if ok(mid) else (low,mid)
+    return low
 
 # %% ../nbs/components/capacity.ipynb #7dfeb8f6
 def plan_case(
