@@ -7,6 +7,7 @@ __all__ = ['is_loopback', 'Target', 'endpoint', 'target_of', 'mix', 'cost_bound'
 
 # %% ../nbs/components/loadgen.ipynb #161b9b85
 import ipaddress, json, math, os, pickle, platform, queue, socket, subprocess, sys, threading, time, urllib.parse
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,10 @@ import numpy as np
 import genai_playbook
 from .arrivals import Closed, Open
 from .errors import PlaybookError
-from .load_client import Alarm, Client, Job, _Table, _quantiles, clock, run_client
-from .models import Answer, Model, Prompt, as_messages, digest_of
+from .load_client import Job, _Table, _quantiles, clock, peak_memory, run_client
+from .models import Answer, Model, Prompt, as_messages
 from .recording import ABORTED, Recording, load_recording, make_recording, merge
-from .sse import CHOICES, CONTENT, FINISH, TOKEN
+from .sse import CHOICES, CONTENT, TOKEN
 
 if TYPE_CHECKING: from genai_playbook.card import Card
 
@@ -298,13 +299,13 @@ def _with_threads(target, units, arrivals, cap, drain, seed)->Recording:
     run = _Threads(target.model, units, arrivals, cap, drain, seed)
     aborted = run.run()
     res = run.recording()
-    lags = _quantiles(np.array(run.late, np.uint32).tobytes() and __import__('array').array('I', run.late))
-    res.meta |= dict(clients=[dict(requests=len(res), seconds=(clock()-run.start)/1e9, cpu_sending=run.cpu, cpu_reading=0., loop='threads', stamps='client', loop_lag_ms=lags, kernel_lag_ms=lags|dict(p50=0., p99=0., most=0.), memory_mb=0., aborted=aborted)])
+    lags = _quantiles(array('I', run.late))
+    res.meta |= dict(clients=[dict(requests=len(res), seconds=(clock()-run.start)/1e9, cpu_sending=run.cpu, cpu_reading=0., loop='threads', stamps='client', loop_lag_ms=lags, kernel_lag_ms=lags|dict(p50=0., p99=0., most=0.), memory_mb=peak_memory(), aborted=aborted)])
     return res
 
 # %% ../nbs/components/loadgen.ipynb #f2b57656
 def _about(target, arrivals):
-    own = dict(name=arrivals.name, rate=arrivals.rate, **arrivals.settings) if isinstance(arrivals, Open) else dict(name='closed', users=arrivals.users, requests=arrivals.requests, think=arrivals.think, spread=arrivals.spread)
+    own = arrivals.settings|dict(name=arrivals.name, mean_rate=arrivals.rate) if isinstance(arrivals, Open) else dict(name='closed', users=arrivals.users, requests=arrivals.requests, think=arrivals.think, spread=arrivals.spread)
     return dict(target=target.name, kind=target.kind, host=target.host, arrivals=own|dict(open=isinstance(arrivals, Open), seconds=arrivals.seconds, n=len(arrivals) if isinstance(arrivals, Open) else arrivals.requests),
                 python=platform.python_version(), version=genai_playbook.__version__, cores=os.cpu_count())
 
