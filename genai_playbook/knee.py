@@ -109,18 +109,19 @@ def find_knee(
     return steps
 
 def rate_at_slo(
-    steps:Sequence[Step],
-    promise:Promise=Promise()
+    steps:Sequence[Step], # in the order in which they ran
+    promise:Promise=Promise(),
+    most:float=math.inf # requests a second that cannot be exceeded: the upper bound of what a closed loop got out
 )->Estimate: # requests a second
-    "The highest rate that keeps the service levels: at least the last that was met below every one missed, at most the first that was missed"
+    "The highest rate that keeps the promise: at least the last that was met below every one missed, at most the first that was missed"
     ok = [s for s in steps if s.valid and s.good.n]
     missed = min((s.rate for s in ok if s.verdict(promise)=='missed'), default=math.inf)
-    unsure = {s.rate for s in ok if s.verdict(promise)!='met'}
-    low = max((s.rate for s in ok if s.rate<missed and s.rate not in unsure), default=0.)
-    value = max((s.rate for s in ok if s.seems(promise) and low<=s.rate<missed), default=low)
+    last = {s.rate: s for s in ok}
+    low = max((r for r,s in last.items() if r<missed and s.verdict(promise)=='met'), default=0.)
+    value = max((r for r,s in last.items() if s.seems(promise) and low<=r<missed), default=low)
     n,void = sum(s.good.n for s in ok),len(steps)-len(ok)
     why = '' if ok else 'the client spoiled every run: '+next((s.why for s in steps if s.why), 'nothing was measured')
-    return Estimate(value, low, missed, n, 'search over rates, each by a bound on its share', enough=not why, note=why or (f'{void} of {len(steps)} runs are void: the client was the bottleneck' if void else ''))
+    return Estimate(value, low, max(value, min(missed, most)), n, 'search over rates, each by a bound on its shares', enough=not why, note=why or (f'{void} of {len(steps)} runs are void: the client was the bottleneck' if void else ''))
 
 # %% ../nbs/components/knee.ipynb #c0675680
 def outcomes(
