@@ -7,7 +7,7 @@ __all__ = ['Asked', 'read_request', 'Job', 'Engine', 'events', 'completion', 'Se
            'use_cores', 'split_cores', 'ServerProcess', 'start_server']
 
 # %% ../nbs/components/serve.ipynb #5aec03ca
-import asyncio, contextlib, hmac, json, os, re, signal, subprocess, sys, threading, time, uuid
+import asyncio, contextlib, hmac, json, math, os, re, signal, subprocess, sys, threading, time, uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,11 +72,13 @@ class Engine:
         system:Model, # what users meet
         batch:int=32, # most requests computed together; of use only where the model computes batches
         max_waiting:int=128, # requests that may wait; more are refused
+        max_wait:float=math.inf, # seconds that a request may have to wait; it is refused when the last batches say that it would be longer
         workers:int|None=None, # threads; None: as many as are of use
         deliver:Callable[[list[tuple[Job,Chunk]]],None]=lambda step: None # gets what one step made, in the thread that made it
     ):
-        self.system,self.batch,self.max_waiting,self.waiting,self.running = system,batch,max_waiting,deque(),True
+        self.system,self.max_waiting,self.max_wait,self.waiting,self.running = system,max_waiting,max_wait,deque(),True
         self.batches = hasattr(getattr(system, 'model', None), 'streams')
+        self.batch,self.pace = batch if self.batches else 1,0. # seconds that a request took in the last batches
         self.workers,self.deliver,self.counts,self.threads,self._cond = workers,deliver,Counter(),[],threading.Condition()
         self.curve = {} # size of a batch: how many, sum of seconds, sum of squares, sum of seconds to the first word
 
@@ -91,10 +93,17 @@ class Engine:
     def submit(self, job:Job)->bool: # False: the line is full
         "Take a request into the line"
         with self._cond:
-            if not self.running or len(self.waiting)>=self.max_waiting: return False
+            if not self.running or len(self.waiting)>=self.line: return False
             self.waiting.append(job)
             self._cond.notify()
         return True
+
+    @property
+    def line(self)->int:
+        "Requests that may wait now: as many as can be begun within `max_wait`, when the batch under way has ended"
+        at_once = (self.workers or 1)*self.batch
+        soon = self.max_wait*self.workers/self.pace-at_once if self.pace and math.isfinite(self.max_wait) else self.max_waiting
+        return int(min(self.max_waiting, max(at_once, soon)))
 
     def close(self)->None:
         "Take nothing more, and let the threads end when the line is empty"
@@ -106,7 +115,7 @@ class Engine:
                 while self.waiting and self.waiting[0].gone: self.waiting.popleft()
                 if self.waiting or not self.running: break
                 self._cond.wait()
-            return [self.waiting.popleft() for _ in range(min(len(self.waiting), self.batch if self.batches else 1))]
+            return [self.waiting.popleft() for _ in range(min(len(self.waiting), self.batch))]
 
     def _work(self):
         _one_thread_each(self.workers)
@@ -123,6 +132,7 @@ class Engine:
     def _note(self, size, seconds, first):
         with self._cond:
             self.counts['batches'] += 1; self.counts['computed'] += size
+            self.pace = .7*self.pace+.3*seconds/size if self.pace else seconds/size
             self.curve[size] = [a+b for a,b in zip(self.curve.get(size, [0, 0., 0., 0.]), (1, seconds, seconds**2, first))]
 
     def _steps(self, jobs)->Iterator[list[tuple[int,Chunk]]]:
@@ -181,6 +191,7 @@ class Service:
         name:str='', # of the model in requests and answers; '': the system's own
         batch:int=32, # most requests computed together
         max_waiting:int=128, # requests that may wait
+        max_wait:float=math.inf, # seconds that one may have to wait
         workers:int|None=None, # threads that compute; None: as many as are of use
         timeout:float=60., # seconds for one answer, waiting included
         stalled:float=20., # seconds that a client may take to read what is there
@@ -189,7 +200,7 @@ class Service:
     ):
         self.name,self.timeout,self.stalled,self.max_body,self.draining = name or system.name,timeout,stalled,max_body,False
         self._key,self.counts,self._jobs,self._loop,self._runner,self._done = key,Counter(),set(),None,None,deque(maxlen=50)
-        self.engine = Engine(system, batch, max_waiting, workers, self._deliver)
+        self.engine = Engine(system, batch, max_waiting, max_wait, workers, self._deliver)
 
     def _deliver(self, step): # called in a thread; one call wakes the loop for everybody in the step
         with contextlib.suppress(RuntimeError): self._loop.call_soon_threadsafe(_hand_out, step) # the loop may be closed
@@ -267,7 +278,7 @@ async def _stats(self:Service, request):
     from aiohttp import web
     t = os.times()
     return web.json_response({k: self.counts[k] for k in ('accepted','refused','finished','failed','left')}
-        | dict(waiting=len(self.engine.waiting), active=len(self._jobs), cpu_seconds=t.user+t.system, workers=self.engine.workers, pid=os.getpid(), batch=self.engine.batch, max_waiting=self.engine.max_waiting,
+        | dict(waiting=len(self.engine.waiting), active=len(self._jobs), cpu_seconds=t.user+t.system, workers=self.engine.workers, pid=os.getpid(), batch=self.engine.batch, line=self.engine.line,
             curve=self.engine.curve, **{k: self.engine.counts[k] for k in ('batches','computed')}))
 
 # %% ../nbs/components/serve.ipynb #a24cbfec
