@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Asked', 'read_request', 'Job', 'Engine', 'events', 'completion', 'Service', 'retry_seconds', 'serve_until',
-           'use_cores', 'split_cores', 'ServerProcess', 'start_server']
+           'use_cores', 'split_cores', 'ServerProcess', 'start_server', 'free_port', 'start_bare']
 
 # %% ../nbs/components/serve.ipynb #5aec03ca
 import asyncio, contextlib, hmac, json, math, os, re, signal, subprocess, sys, threading, time, uuid
@@ -436,3 +436,37 @@ def start_server(
         raise PlaybookError('the server did not start: '+(said[-1] if said else f'it was not ready within {timeout:g} s'))
     threading.Thread(target=p.stderr.read, daemon=True).start() # a full pipe would stop the server
     return ServerProcess(found[0], p.pid, p, list(cores))
+
+# %% ../nbs/components/serve.ipynb #1afc4949
+_BARE = """import os, sys, threading
+def watch():
+    while os.read(0, 1024): pass
+    os._exit(0)
+threading.Thread(target=watch, daemon=True).start()
+from genai_playbook.serve import use_cores
+use_cores([int(c) for c in sys.argv.pop().split(',') if c])
+from transformers.cli.transformers import main
+main()"""
+
+def free_port()->int:
+    "A port of this machine that nobody uses at the moment"
+    import socket
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+
+def start_bare(
+    model:str|Path, # a folder with a transformers model
+    cores:Sequence[int]=(), # that it keeps to; empty: any
+    timeout:float=120. # seconds until it must be ready
+)->ServerProcess:
+    "Start `transformers serve`, without anything of ours, and wait until it takes requests"
+    import urllib.request
+    port,end = free_port(),time.monotonic()+timeout
+    args = ['serve', '--host', '127.0.0.1', '--port', str(port), '--log-level', 'error', ','.join(map(str, cores))]
+    p = subprocess.Popen([sys.executable, '-c', _BARE, *args], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ|dict(HF_HUB_OFFLINE='1'))
+    res = ServerProcess(f'http://127.0.0.1:{port}/v1', p.pid, p, list(cores))
+    ask = urllib.request.Request(f'{res.url}/chat/completions', json.dumps(dict(model=str(model), messages=[dict(role='user', content='hello')], max_tokens=2)).encode(), {'Content-Type': 'application/json'})
+    while p.poll() is None and time.monotonic()<end: # the first answer loads the weights
+        with contextlib.suppress(OSError): urllib.request.urlopen(ask, timeout=timeout).close(); return res
+        time.sleep(.2)
+    res.stop()
+    raise PlaybookError('`transformers serve` did not start; install the extra: pip install "genai-playbook[serve]"')
