@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .recording import ABORTED, CANCELLED, TIMES, Recording, make_recording
-from .sse import Stream, read_stream, tokens_of
+from .sse import CHOICES, ERROR, TOKEN, Stream, read_stream, tokens_of
 
 # %% ../nbs/components/load_client.ipynb #701e6d7f
 MAX_BODY = 8_000_000 # bytes of one answer; no chat needs more, and a server that goes on for ever must not fill this memory
@@ -406,8 +406,9 @@ def read_answers(client:Client, text:bool=False)->tuple[Recording,dict[int,list[
             s = read_stream(spool.read(client.places[r.i][1]), r.kind, r.whole)
         parts,total,who = tokens_of(s) if s and s.kinds else ([], 0, '')
         if s and s.kinds:
-            reads = list(zip(when[mine].tolist(), np.cumsum(size[mine]).tolist()))
-            table.events['t'].extend((t-start)/1e9 for t in _times_of(s, reads)); table.events['kind'].extend(s.kinds); table.events['n'].extend(min(p, 65535) for p in parts)
+            times = _times_of(s, list(zip(when[mine].tolist(), np.cumsum(size[mine]).tolist())))
+            parts = [(t,k,n) for t,k,n in zip(times, s.kinds, parts) if k&(TOKEN|CHOICES|ERROR)] # pings and ends are in no definition
+            table.events['t'].extend((t-start)/1e9 for t,_,_ in parts); table.events['kind'].extend(k for _,k,_ in parts); table.events['n'].extend(min(n, 65535) for _,_,n in parts)
         if text and who=='chunks' and s.texts: table.texts[len(table.rows['status'])] = s.texts
         remark = '; '.join(filter(None, [r.remark, *(s.remarks if s else [])]))
         table.add(**{k: since(getattr(r, k)) for k in TIMES}, status=r.status, error=table.name(_outcome(r, s)), remark=table.name(remark), tokens_in=-1 if s is None or s.tokens_in is None else s.tokens_in,

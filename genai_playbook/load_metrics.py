@@ -10,7 +10,7 @@ __all__ = ['EXCEEDANCES', 'CLUMPS', 'DEFINITIONS', 'SLICES', 'QUANTILES', 'ADDED
 
 # %% ../nbs/components/load_metrics.ipynb #a76e41d4
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 import numpy as np
@@ -350,7 +350,7 @@ def validity(
     added,lag = client_share(d, clients)
     offered = offered_share(d, until) if open_loop else math.nan
     worst = lambda k,p: max((c.get(k, {}).get(p, 0.) for c in clients), default=0.)
-    busy = max(((c['cpu_sending'])/max(c['seconds'], 1e-9) for c in clients if c.get('loop')!='threads'), default=0.)
+    busy = max((c['cpu_sending']/max(c['seconds'], 1e-9) for c in clients if c['loop']!='threads'), default=0.)
     reasons = [f'the client added {added:.0%} to the p99 of time to first token (at most {ADDED:.0%})']*(open_loop and added>ADDED)
     reasons += [f'only {offered:.1%} of the rate was offered (at least {OFFERED:.1%})']*(offered<OFFERED)
     reasons += ['no request was answered']*(not (d['error']=='').any())
