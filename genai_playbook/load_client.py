@@ -155,12 +155,12 @@ class Connection(asyncio.Protocol):
         if not self.pending: self.client.loop.remove_writer(self.sock.fileno())
 
     def readable(self):
-        try: data,extra,_,_ = self.sock.recvmsg(65536, 64)
+        try: data,extra,_,_ = self.sock.recvmsg(16384, 64)
         except (BlockingIOError, InterruptedError): return
         except OSError as e: self.lost(e); return
         now = clock()
         if extra:
-            sec,ns = _stamp(extra[0][2][:16])
+            sec,ns = _stamp(extra[0][2])
             lag = time.time_ns()-sec*10**9-ns
             if 0<=lag<60*10**9: self.client.lags.append(lag//1000); now -= lag
         if data: self.took(data, now)
