@@ -82,7 +82,6 @@ class Job:
     slow:tuple[float,float] = (0.,1e9) # share of requests, bytes per second their reader takes
     seed:int = 0
     start_ns:int = 0 # of the machine's monotonic clock; 0: now
-    verify:bool = True # the certificate
     text:bool = False # give back the text of answers that nobody counted
 
 class _Request:
@@ -357,7 +356,7 @@ class Client:
         self.alarm = Alarm(self.loop, self.ring)
         if self.job.tls:
             import ssl
-            self.ssl = ssl.create_default_context() if self.job.verify else ssl._create_unverified_context()
+            self.ssl = ssl.create_default_context()
         self.start = self.job.start_ns or clock()+5_000_000
         self.planned,self.users,self.asked = self.job.due is not None and len(self.job.due)>0,len(self.job.starts) if self.job.starts is not None else 0,0
         if self.planned: self.at(self.start+int(self.job.due[0]*1e9), self.next_due, 0)

@@ -227,10 +227,11 @@ class _Threads:
         self.n = arrivals.users if isinstance(arrivals, Closed) else cap or 64
         self.start,self.busy = clock()+5_000_000,0
 
-    def one(self, unit, at):
+    def one(self, unit, at, dealt):
         for turn,(index,prompt) in enumerate(self.units[unit % len(self.units)]):
             if self.stop.is_set(): return
-            row = dict(scheduled=at, ready=max(at, clock()) if turn==0 else at, sent=clock(), prompt=index, turn=turn, events=[], answer=None)
+            now = clock()
+            row = dict(scheduled=at, ready=at+(now-dealt if turn==0 else 0), sent=now, prompt=index, turn=turn, events=[], answer=None)
             self.rows.append(row)
             for c in self.model.stream(prompt):
                 row['events'].append((clock(), c.tokens, bool(c.text)))
@@ -249,7 +250,7 @@ class _Threads:
                 if self.stop.is_set() or end is not None and at>=end or self.arrivals.requests is not None and self.asked>=self.arrivals.requests: return
                 unit,self.asked = self.asked,self.asked+1
                 wait = self.rng.exponential(self.arrivals.think) if self.arrivals.think else 0.
-            self.one(unit, at)
+            self.one(unit, at, clock())
             at = clock()+int(wait*1e9)
 
     def serve(self, _): # open loop: takes what is due
@@ -260,8 +261,9 @@ class _Threads:
             at = self.start+int(t*1e9)
             self.sleep(at)
             if self.stop.is_set(): break
-            self.late.append((clock()-at)//1000)
-            self.todo.put((k, at))
+            dealt = clock() # later than that it waits for a thread, which is the limit's doing and not ours
+            self.late.append((dealt-at)//1000)
+            self.todo.put((k, at, dealt))
         for _ in range(self.n): self.todo.put(None)
 
     def run(self)->bool: # was it interrupted?

@@ -163,6 +163,48 @@ def test_a_model_in_this_process():
     assert measure(rec)['error_rate'].value == .5 and measure(rec)['rate'].value > 20
 
 
+def certificate(folder):
+    "A certificate for localhost that signs itself"
+    import datetime
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    key, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, 'localhost')]), datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1).not_valid_before(now-datetime.timedelta(1)).not_valid_after(now+datetime.timedelta(1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName('localhost')]), False).add_extension(x509.BasicConstraints(True, None), True).sign(key, hashes.SHA256())
+    (folder/'key.pem').write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    (folder/'cert.pem').write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return folder/'cert.pem', folder/'key.pem'
+
+
+def test_tls(tmp_path, monkeypatch):
+    import asyncio
+    import ssl
+    import threading
+    cert, key = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    body = b'data: {"choices":[{"delta":{"content":"Hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    async def serve(reader, writer):
+        try:
+            while True:
+                head = await reader.readuntil(b'\r\n\r\n')
+                await reader.readexactly(int(head.lower().split(b'content-length:')[1].split(b'\r\n')[0]))
+                writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n' % len(body)+body)
+        except (OSError, asyncio.IncompleteReadError): writer.close()
+    loop = asyncio.new_event_loop()
+    port = loop.run_until_complete(asyncio.start_server(serve, '127.0.0.1', 0, ssl=context)).sockets[0].getsockname()[1]
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    ask = lambda: run_load(endpoint(f'https://localhost:{port}/v1', 'm'), ['x'], Closed(1, requests=3, spread=.001), processes=0, timeout=5)
+    assert ask().faults() == {'TLS failed': 3} # nobody vouches for it
+    monkeypatch.setenv('SSL_CERT_FILE', str(cert))
+    rec = ask()
+    assert rec.faults() == {'answered': 3} and rec.requests()['connected'].notna().sum() == 1 and rec.meta['clients'][0]['stamps'] == 'client'
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+
+
 # --- what must not happen
 
 CARD = 'poc: t\noutcome: {promise: p}\nmodel: {kind: openai, base_url: "https://api.example.org/v1", model: m, price_in: 1, price_out: 10, max_new_tokens: 100}\ndata: {evaluation: e.csv}\n'
@@ -248,11 +290,12 @@ def test_an_empty_recording():
 
 @pytest.mark.slow
 def test_validity_of_real_runs(server):
-    "Twenty runs that one process can send, twenty at several times what it can"
+    """Twenty runs that one process can send, twenty at several times what it can. On a machine that others use, the first twenty may be spoilt in truth;
+    at 400 ms to the first token, 5 % of it leaves room for that"""
     seen = []
     for s in range(40):
-        rate = (60, 6000)[s % 2]
-        rec = run_load(endpoint(server, 'known'), [quick(ttft=.1, gap=.005, n=4)], poisson(rate, 3 if s % 2 == 0 else 1, s), timeout=20)
-        seen.append((s % 2 == 0, validity(rec).ok))
-    assert sum(ok for fine, ok in seen if not fine) == 0
-    assert sum(not ok for fine, ok in seen if fine) <= 1
+        rec = run_load(endpoint(server, 'known'), [quick(ttft=.4, gap=.005, n=4)], poisson((60, 6000)[s % 2], (2.5, .7)[s % 2], s), timeout=20)
+        seen.append((s % 2 == 0, validity(rec)))
+    assert sum(v.ok for fine, v in seen if not fine) == 0
+    alarms = [v.reasons for fine, v in seen if fine and not v.ok]
+    assert len(alarms) <= 1, alarms
