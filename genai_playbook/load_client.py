@@ -228,7 +228,7 @@ class Connection(asyncio.Protocol):
         if self in self.client.idle: self.client.idle.remove(self)
         if self.transport: self.transport.abort(); return
         if self.sock and self.sock.fileno()>=0:
-            self.client.loop.remove_reader(self.sock.fileno()); self.client.loop.remove_writer(self.sock.fileno())
+            if not self.client.job.tls: self.client.loop.remove_reader(self.sock.fileno()); self.client.loop.remove_writer(self.sock.fileno()) # else the loop owns it
             self.sock.close()
 
 def _seconds(retry_after:bytes)->float:
@@ -366,6 +366,8 @@ class Client:
         finally:
             for r,c in list(self.active.values()): self.drop(r, c, ABORTED)
             for c in list(self.idle): c.close()
+            for t in self.tasks: t.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
             self.alarm.close()
 
 # %% ../nbs/components/load_client.ipynb #cbe129ef

@@ -330,14 +330,13 @@ def client_share(d:'pd.DataFrame', clients:Sequence[dict], open_loop:bool=True)-
     return p99(seen.dropna())/max(p99(clean), 1e-9)-1,p99(lag.dropna())
 
 def offered_share(d:'pd.DataFrame', until:float)->float:
-    "Rate at which requests left, over the rate at which they were due: less than 1 while lateness grows"
+    "Rate at which requests left until the client was latest, over the rate at which they were due"
     due = d[d['scheduled']<=until]
     if len(due)<20: return math.nan
     sent = due['sent'].notna()|due['ready'].isna() # held back by the limit: not the client's fault
-    lag,k = (due['sent']-due['ready']).clip(lower=0).to_numpy(),max(len(due)//10, 5)
-    span = due['scheduled'].iloc[-1]-due['scheduled'].iloc[0]
-    grown = max(np.nanmedian(lag[-k:])-np.nanmedian(lag[:k]), 0.) if np.isfinite(lag).any() else 0.
-    return float(sent.mean()*span/(span+grown)) if span>0 else math.nan
+    span,lag = due['scheduled'].iloc[-1]-due['scheduled'].iloc[0],(due['sent']-due['ready']).clip(lower=0).to_numpy()
+    behind = max((float(np.nanmedian(part)) for part in np.array_split(lag, 10) if np.isfinite(part).any()), default=0.) # of the tenth that was latest
+    return float(sent.mean()*span/(span+behind)) if span>0 else math.nan
 
 def validity(
     rec:Recording

@@ -154,6 +154,20 @@ print(r.meta['aborted'], len(r), r.faults()['answered'])'''
     assert aborted == 'True' and int(answered) > 20 and int(n)-int(answered) <= 4
 
 
+def test_a_host_that_never_connects():
+    "A backlog that is full: the connection hangs, and is given up in time"
+    import socket
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        s.listen(0)
+        held = [socket.socket() for _ in range(3)]
+        for h in held: h.setblocking(False); h.connect_ex(s.getsockname())
+        target = Target('endpoint', 'm', f'http://127.0.0.1:{s.getsockname()[1]}/v1', 'm', connect_timeout=.2, first_token_timeout=.5)
+        assert run_load(target, ['x'], Closed(1, requests=1, spread=.001), processes=0, timeout=2).faults() == {'no connection in time': 1}
+        assert run_load(target, ['x'], Closed(1, requests=1, spread=.001), processes=0, timeout=.1).faults() == {'time-out': 1}
+        for h in held: h.close()
+
+
 def test_a_model_in_this_process():
     def broken(prompt):
         if 'bad' in prompt: raise RuntimeError('secret prompt')
