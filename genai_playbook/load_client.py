@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from .recording import ABORTED, CANCELLED, TIMES, Recording, make_recording
-from .sse import Stream, read_stream, tokens_of
+from .sse import CHOICES, ERROR, TOKEN, Stream, read_stream, tokens_of
 
 # %% ../nbs/components/load_client.ipynb #701e6d7f
 MAX_BODY = 8_000_000 # bytes of one answer; no chat needs more, and a server that goes on for ever must not fill this memory
@@ -82,7 +82,6 @@ class Job:
     slow:tuple[float,float] = (0.,1e9) # share of requests, bytes per second their reader takes
     seed:int = 0
     start_ns:int = 0 # of the machine's monotonic clock; 0: now
-    verify:bool = True # the certificate
     text:bool = False # give back the text of answers that nobody counted
 
 class _Request:
@@ -155,12 +154,12 @@ class Connection(asyncio.Protocol):
         if not self.pending: self.client.loop.remove_writer(self.sock.fileno())
 
     def readable(self):
-        try: data,extra,_,_ = self.sock.recvmsg(65536, 64)
+        try: data,extra,_,_ = self.sock.recvmsg(16384, 64)
         except (BlockingIOError, InterruptedError): return
         except OSError as e: self.lost(e); return
         now = clock()
         if extra:
-            sec,ns = _stamp(extra[0][2][:16])
+            sec,ns = _stamp(extra[0][2])
             lag = time.time_ns()-sec*10**9-ns
             if 0<=lag<60*10**9: self.client.lags.append(lag//1000); now -= lag
         if data: self.took(data, now)
@@ -229,7 +228,7 @@ class Connection(asyncio.Protocol):
         if self in self.client.idle: self.client.idle.remove(self)
         if self.transport: self.transport.abort(); return
         if self.sock and self.sock.fileno()>=0:
-            self.client.loop.remove_reader(self.sock.fileno()); self.client.loop.remove_writer(self.sock.fileno())
+            if not self.client.job.tls: self.client.loop.remove_reader(self.sock.fileno()); self.client.loop.remove_writer(self.sock.fileno()) # else the loop owns it
             self.sock.close()
 
 def _seconds(retry_after:bytes)->float:
@@ -357,7 +356,7 @@ class Client:
         self.alarm = Alarm(self.loop, self.ring)
         if self.job.tls:
             import ssl
-            self.ssl = ssl.create_default_context() if self.job.verify else ssl._create_unverified_context()
+            self.ssl = ssl.create_default_context()
         self.start = self.job.start_ns or clock()+5_000_000
         self.planned,self.users,self.asked = self.job.due is not None and len(self.job.due)>0,len(self.job.starts) if self.job.starts is not None else 0,0
         if self.planned: self.at(self.start+int(self.job.due[0]*1e9), self.next_due, 0)
@@ -367,6 +366,8 @@ class Client:
         finally:
             for r,c in list(self.active.values()): self.drop(r, c, ABORTED)
             for c in list(self.idle): c.close()
+            for t in self.tasks: t.cancel()
+            await asyncio.gather(*self.tasks, return_exceptions=True)
             self.alarm.close()
 
 # %% ../nbs/components/load_client.ipynb #cbe129ef
@@ -406,8 +407,9 @@ def read_answers(client:Client, text:bool=False)->tuple[Recording,dict[int,list[
             s = read_stream(spool.read(client.places[r.i][1]), r.kind, r.whole)
         parts,total,who = tokens_of(s) if s and s.kinds else ([], 0, '')
         if s and s.kinds:
-            reads = list(zip(when[mine].tolist(), np.cumsum(size[mine]).tolist()))
-            table.events['t'].extend((t-start)/1e9 for t in _times_of(s, reads)); table.events['kind'].extend(s.kinds); table.events['n'].extend(min(p, 65535) for p in parts)
+            times = _times_of(s, list(zip(when[mine].tolist(), np.cumsum(size[mine]).tolist())))
+            parts = [(t,k,n) for t,k,n in zip(times, s.kinds, parts) if k&(TOKEN|CHOICES|ERROR)] # pings and ends are in no definition
+            table.events['t'].extend((t-start)/1e9 for t,_,_ in parts); table.events['kind'].extend(k for _,k,_ in parts); table.events['n'].extend(min(n, 65535) for _,_,n in parts)
         if text and who=='chunks' and s.texts: table.texts[len(table.rows['status'])] = s.texts
         remark = '; '.join(filter(None, [r.remark, *(s.remarks if s else [])]))
         table.add(**{k: since(getattr(r, k)) for k in TIMES}, status=r.status, error=table.name(_outcome(r, s)), remark=table.name(remark), tokens_in=-1 if s is None or s.tokens_in is None else s.tokens_in,

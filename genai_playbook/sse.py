@@ -69,8 +69,10 @@ def _call(delta)->str: # the new part of a tool call
 
 def _choice(s:Stream, choice:dict)->tuple[int,str]: # bits, text
     delta = choice.get('delta') or choice.get('message') or {}
+    content = delta.get('content')
+    if len(delta)==1 and isinstance(content, str) and content and not choice.get('finish_reason'): return CHOICES|CONTENT,content # nearly every chunk
     kind,parts = CHOICES,[]
-    for bit,text in ((REASONING, _joined(delta.get('reasoning_content') or delta.get('reasoning'))), (CONTENT, _joined(delta.get('content')) or _joined(choice.get('text'))), (TOOL, _call(delta))):
+    for bit,text in ((REASONING, _joined(delta.get('reasoning_content') or delta.get('reasoning'))), (CONTENT, _joined(content) or _joined(choice.get('text'))), (TOOL, _call(delta))):
         if text: kind |= bit; parts.append(text)
     if delta.get('role') and not parts: kind |= ROLE
     if reason := choice.get('finish_reason'): kind |= FINISH; s.finish = str(reason)
