@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['little', 'erlang_c', 'mmc_wait', 'pollaczek_khinchine', 'Replica', 'Scaling', 'Simulated', 'simulate',
            'poisson_times', 'in_flight', 'fit_replica', 'curve_of', 'QueueFit', 'fit_queue', 'replicas_for', 'rate_for',
-           'plan_case', 'forecast', 'step_times', 'autoscaling_table']
+           'plan_case', 'Plan', 'as_slow_as', 'capacity_plan', 'forecast', 'step_times', 'autoscaling_table']
 
 # %% ../nbs/components/capacity.ipynb #43f8e4c1
 import heapq, math
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 import numpy as np
 from .errors import PlaybookError
+from .stats import Estimate
 
 # %% ../nbs/components/capacity.ipynb #a337890b
 def little(
@@ -343,6 +344,41 @@ def plan_case(
         for k,v in curve_of(simulate(poisson_times(share*truth.most, 400, 1000*seed+i), truth, seed=1000*seed+i)).items(): seen[k] = [a+b for a,b in zip(seen.get(k, [0]*3), v)]
     found = fit_replica(seen, truth.batch, truth.queue)
     return replicas_for(rate, found, limit, seed=seed), replicas_for(rate, truth, limit, n=n, seed=seed+1)
+
+# %% ../nbs/components/capacity.ipynb #4585ae39
+@dataclass(frozen=True)
+class Plan:
+    "Replicas for expected and peak traffic"
+    expected:int|None; peak:int|None # None: no number of replicas would do
+    replica:Replica|None # what was simulated; None: traffic was divided by what one keeps
+    utilisation:float # expected traffic over what its replicas can keep
+
+def as_slow_as(
+    one:Replica,
+    rate:float, # requests a second that a replica was seen to keep
+    latency:float, ttft:float, share:float
+)->Replica:
+    "The replica, slowed down until its simulation keeps no more than was measured"
+    for _ in range(4): # latencies scale, too, so one division does not hit it
+        can = rate_for(one, 1, latency, ttft, share)
+        if can<=0 or abs(can/rate-1)<.02: break
+        one = one.slower(can/rate)
+    return one
+
+def capacity_plan(
+    found:Estimate, # requests a second that one replica keeps
+    one:Replica|None, # measured; None: somebody else's
+    traffic:float, # requests a second
+    peak_factor:float,
+    headroom:float,
+    latency:float, ttft:float, share:float, # service levels
+)->Plan|None: # None: nothing was kept, so nothing can be planned
+    "Replicas with head-room, by simulation of the measured replica, else by division"
+    if not found.low>0: return None
+    slow = one and as_slow_as(one, found.low, latency, ttft, share)
+    need = lambda r: replicas_for(r, slow, latency, ttft, share, headroom) if slow else math.ceil(r*(1+headroom)/found.low)
+    n = need(traffic)
+    return Plan(n, need(traffic*peak_factor), slow, traffic/(n*found.value) if n else math.nan)
 
 # %% ../nbs/components/capacity.ipynb #75d656bd
 def forecast(

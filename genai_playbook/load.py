@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['GATES', 'Section', 'Drive', 'Bench', 'on_cores', 'long_enough', 'throughput', 'plot_shapes', 'fleet_rate',
-           'answered_share', 'over', 'measured_replica', 'plot_curve', 'lost_share', 'kept_share', 'Plan', 'as_slow_as',
-           'capacity_plan', 'explore']
+           'answered_share', 'over', 'measured_replica', 'plot_curve', 'lost_share', 'kept_share', 'explore']
 
 # %% ../nbs/03_load.ipynb #64eb5d0a
 import math, os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pydantic import BaseModel, ConfigDict, Field
-from .capacity import Replica, fit_replica, rate_for, replicas_for
+from .capacity import Replica, capacity_plan, fit_replica
 from .evidence import GateSpec
 from .knee import Step, Watch, outcomes, pooled
 from .serve import ServerProcess, split_cores, start_bare, start_server, use_cores
@@ -206,41 +205,6 @@ def kept_share(
     width = min(width, (end-begin)/31)
     counts = np.histogram(d['scheduled'].to_numpy()[good], np.arange(begin, end+1e-9, width))[0]
     return replace(mean(counts/width/before), method='t, goodput of bins in time')
-
-# %% ../nbs/03_load.ipynb #fbd37c7c
-@dataclass(frozen=True)
-class Plan:
-    "Replicas for expected and peak traffic"
-    expected:int|None; peak:int|None # None: no number of replicas would do
-    replica:Replica|None # what was simulated; None: traffic was divided by what one keeps
-    utilisation:float # expected traffic over what its replicas can keep
-
-def as_slow_as(
-    one:Replica,
-    rate:float, # requests a second that a replica was seen to keep
-    latency:float, ttft:float, share:float
-)->Replica:
-    "The replica, slowed down until its simulation keeps no more than was measured"
-    for _ in range(4): # latencies scale, too, so one division does not hit it
-        can = rate_for(one, 1, latency, ttft, share)
-        if can<=0 or abs(can/rate-1)<.02: break
-        one = one.slower(can/rate)
-    return one
-
-def capacity_plan(
-    found:Estimate, # requests a second that one replica keeps
-    one:Replica|None, # measured; None: somebody else's
-    traffic:float, # requests a second
-    peak_factor:float,
-    headroom:float,
-    latency:float, ttft:float, share:float, # service levels
-)->Plan|None: # None: nothing was kept, so nothing can be planned
-    "Replicas with head-room, by simulation of the measured replica, else by division"
-    if not found.low>0: return None
-    slow = one and as_slow_as(one, found.low, latency, ttft, share)
-    need = lambda r: replicas_for(r, slow, latency, ttft, share, headroom) if slow else math.ceil(r*(1+headroom)/found.low)
-    n = need(traffic)
-    return Plan(n, need(traffic*peak_factor), slow, traffic/(n*found.value) if n else math.nan)
 
 # %% ../nbs/03_load.ipynb #904389a4
 def explore(

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from genai_playbook.capacity import Replica, rate_for
-from genai_playbook.load import GATES, Bench, Section, as_slow_as, capacity_plan, fleet_rate, kept_share, long_enough, lost_share, on_cores, over, throughput
+from genai_playbook.capacity import Replica, as_slow_as, capacity_plan, rate_for
+from genai_playbook.load import GATES, Bench, Section, fleet_rate, kept_share, long_enough, lost_share, on_cores, over, throughput
 from genai_playbook.stats import Estimate
 
 FOUND = Estimate(50., 45., 60., 999, 'search')
