@@ -53,7 +53,7 @@ class Drive:
     machine:object # DataFrame of `Watch`: what the server's process used
 
 class Bench:
-    "Where load is sent, on cores of its own where there are two; a context manager"
+    "Where load is sent, on cores of its own where there are two; `close` ends its server"
     def __init__(self, card, seed:int=0, timeout:float=30., bare:bool=False, **spend): # bare: `transformers serve` instead of our server; spend: budget, yes
         from genai_playbook.load_metrics import slo_of
         from genai_playbook.loadgen import endpoint, mix, target_of
