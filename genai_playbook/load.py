@@ -23,7 +23,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra='forbid')
     good:float = Field(.95, gt=0, lt=1, description='Share of requests that must be served within the service levels for a rate to count as kept')
     lost:float = Field(.01, gt=0, lt=1, description='Largest share of accepted requests that may be lost under overload')
-    keeps:float = Field(.7, gt=0, le=1, description='Goodput that must remain under overload, as a share of the goodput before it')
+    keeps:float = Field(.7, gt=0, le=1, description='Goodput that must remain under overload, as a share of the best goodput without it')
     overload:float = Field(2., gt=1, le=20, description='Overload that is tried, in multiples of what the system can answer at all')
     headroom:float = Field(.3, ge=0, le=5, description='Traffic is planned this much higher than it is expected, as a share')
     growth:float = Field(.05, ge=0, le=1, description='Growth of the traffic a month, as a share')
@@ -40,7 +40,7 @@ GATES = [
         advice='Look at the errors by name: refusals mean a line that is too short or a machine that is too slow, anything else is a fault.'),
     GateSpec('LOA04', 'Accepted requests that are lost under overload', 'share of accepted requests', 'load.lost', .01, direction='<=', plan=lambda t: n_zero_failures(1-t),
         advice='A server that accepts more than it can finish loses it: shorten the line (`--max-waiting`), lengthen time-outs, or refuse earlier.'),
-    GateSpec('LOA05', 'Goodput that remains under overload', 'goodput under overload, over that before it', 'load.keeps', .7, hard=False, range=(0, 1e9),
+    GateSpec('LOA05', 'Goodput that remains under overload', 'goodput under overload, over the best without it', 'load.keeps', .7, hard=False, range=(0, 1e9),
         advice='The system works for users who have already given up: let fewer wait, so that those who are served are served in time.')]
 
 # %% ../nbs/03_load.ipynb #113ddfaf
@@ -193,7 +193,7 @@ def lost_share(
 def kept_share(
     requests, # DataFrame of `Recording.requests()`
     begin:float, end:float, # seconds of the overload
-    before:float, # goodput that the system can do: requests a second
+    best:float, # goodput without overload: requests a second
     latency:float, ttft:float, # seconds that are allowed
     width:float=.25 # seconds of a bin
 )->Estimate:
@@ -204,7 +204,7 @@ def kept_share(
     good = (outcomes(d)=='answered')&(d['last']-d['scheduled']<=latency).to_numpy()&(d['first_token']-d['scheduled']<=ttft).to_numpy()
     width = min(width, (end-begin)/31)
     counts = np.histogram(d['scheduled'].to_numpy()[good], np.arange(begin, end+1e-9, width))[0]
-    return replace(mean(counts/width/before), method='t, goodput of bins in time')
+    return replace(mean(counts/width/best), method='t, goodput of bins in time')
 
 # %% ../nbs/03_load.ipynb #904389a4
 def explore(
