@@ -157,7 +157,7 @@ def rate_at_slo(
     missed = min((s.rate for s in ok if s.verdict(promise)=='missed'), default=math.inf)
     doubt = min((s.rate for s in ok if not s.seems(promise)), default=math.inf)
     value = max((s.rate for s in ok if s.rate<doubt), default=0.)
-    low = max((s.rate for s in ok if s.rate<=value and proven(s.rate, ok, promise, value)), default=0.)
+    low = max((s.rate for s in ok if s.rate<=value and any(proven(s.rate, ok, promise, t.rate) for t in ok if t.rate>=s.rate)), default=0.)
     n,void = sum(s.good.n for s in ok),len(steps)-len(ok)
     why = '' if ok else 'the client spoiled every run: '+next((s.why for s in steps if s.why), 'nothing was measured')
     return Estimate(value, low, max(value, min(missed, most)), n, 'search over rates, each by a bound on its shares', enough=not why, note=why or (f'{void} of {len(steps)} runs are void: the client was the bottleneck' if void else ''))
