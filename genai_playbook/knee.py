@@ -71,7 +71,7 @@ def pooled(
     worth = np.array([e.clusters or e.n for e in parts])
     k,n = float(worth@[e.value for e in parts]),int(worth.sum())
     low,high = clopper_pearson(k, n, .9)
-    return Estimate(k/n, float(low), float(high), sum(e.n for e in parts), 'Clopper-Pearson, correlation-adjusted, runs pooled', clusters=n)
+    return Estimate(k/n, float(low), float(high), (total := sum(e.n for e in parts)), 'Clopper-Pearson, runs pooled' if n==total else 'Clopper-Pearson, correlation-adjusted, runs pooled', clusters=None if n==total else n)
 
 def step_of(
     recording, # of `loadgen.run_load`
