@@ -86,6 +86,34 @@ def run(
 
 
 @app.command()
+def serve(
+    poc: Poc,
+    host: Annotated[str, typer.Option(help='Address to listen on; 0.0.0.0 lets other machines in.')] = '127.0.0.1',
+    port: Annotated[int, typer.Option(min=0, max=65535, help='0: any that is free.')] = 8000,
+    batch: Annotated[int, typer.Option(min=1, help='Most requests computed together.')] = 32,
+    max_waiting: Annotated[int, typer.Option(min=1, help='Requests that may wait; more are refused with 429 and Retry-After.')] = 128,
+    max_wait: Annotated[float|None, typer.Option(min=.001, help="Seconds that a request may have to wait; more are refused. Half of the card's time to the first token when left out.")] = None,
+    workers: Annotated[int|None, typer.Option(min=1, help='Threads that compute; as many as are of use when left out.')] = None,
+    timeout: Annotated[float, typer.Option(min=.1, help='Seconds for one answer, waiting included.')] = 60.,
+    drain: Annotated[float, typer.Option(min=0, help='Seconds that accepted requests get to end when the server is stopped.')] = 30.,
+    api_key_env: Annotated[str|None, typer.Option(help='NAME of the environment variable with the key that clients must send.')] = None,
+    cores: Annotated[str, typer.Option(help='Keep to these cores, separated by commas.')] = '',
+    parent: Annotated[bool, typer.Option('--parent', help='Stop when standard input closes, that is, when whoever started this is gone.')] = False,
+):
+    "Serve what users would meet, model behind prompt, guards and fallbacks, on an OpenAI-compatible endpoint."
+    from genai_playbook.serve import Service, serve_until, use_cores
+    if cores and not all(c.strip().isdigit() for c in cores.split(',')): raise PlaybookError(f'--cores {cores}: write numbers separated by commas, such as --cores 2,3.')
+    use_cores([int(c) for c in cores.split(',')] if cores else [])
+    from genai_playbook.card import load_card
+    card = load_card(poc)
+    key = os.environ.get(api_key_env, '').strip() if api_key_env else ''
+    if api_key_env and not key: raise PlaybookError(f'the environment variable {api_key_env}, which --api-key-env names, is not set.')
+    max_wait = max_wait or (card.spec.service_levels.ttft_ms or float('inf'))/2000
+    service = Service(card.system().uncached, card.name, batch, max_waiting, max_wait, workers, timeout, key=key)
+    serve_until(service, host, port, drain, parent, lambda url: print(f'{card.name} answers at {url}', flush=True))
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help='A run folder: evidence/<poc>/<time>-<digest>.')],
 ):

@@ -7,7 +7,7 @@ __all__ = ['SMALL', 'model_folder', 'folder_digest', 'TransformersModel']
 
 # %% ../nbs/foundations/local_model.ipynb #edbed1ba
 import concurrent.futures, functools, hashlib, inspect, random, threading, time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from .errors import PlaybookError
@@ -82,12 +82,12 @@ class _Loaded: # net, tokenizer, and what the loop below needs to know of them
         self.takes = inspect.signature(self.net.forward).parameters
 
 # %% ../nbs/foundations/local_model.ipynb #17b005de
-def _decode(m:_Loaded, ids:list[list[int]], budgets:list[int], temperature:float=0., seeds:list[int]|None=None)->Iterator[list[tuple[int,int,float]]]: # for each step: (row, token, log-probability)
+def _decode(m:_Loaded, ids:list[list[int]], left:list[int], temperature:float=0., seeds:list[int]|None=None)->Iterator[list[tuple[int,int,float]]]: # for each step: (row, token, log-probability); who sets left[row]=0 takes it out
     import torch
     width,device = max(map(len, ids)),m.net.device
     x = torch.tensor([[m.pad]*(width-len(i))+i for i in ids], device=device)
     mask = torch.tensor([[0]*(width-len(i))+[1]*len(i) for i in ids], device=device)
-    pos,kv,rows,left = (mask.cumsum(-1)-1).clamp(min=0),None,list(range(len(ids))),list(budgets)
+    pos,kv,rows = (mask.cumsum(-1)-1).clamp(min=0),None,list(range(len(ids)))
     draws = [random.Random(s) for s in seeds] if temperature else None
     while rows:
         more = {k: v for k,v in (('position_ids',pos), ('logits_to_keep',1)) if k in m.takes}
@@ -186,11 +186,12 @@ class TransformersModel(Model):
 
     def _encode(self, prompt:Prompt)->list[int]: return self._checked(self._tokens([self._render(prompt)])[0])
 
-    def _steps(self, ids:list[list[int]])->Iterator:
+    def _budget(self, ids:list[int])->int: return min(self.max_new_tokens, self.loaded.context-len(ids))
+
+    def _steps(self, ids:list[list[int]], left:list[int]|None=None)->Iterator:
         import torch
-        budgets = [min(self.max_new_tokens, self.loaded.context-len(i)) for i in ids]
         seeds = [None if self.seed is None else int(digest_of(self.seed, i)[:16], 16) for i in ids] if self.temperature else None
-        return torch.inference_mode()(_decode)(self.loaded, ids, budgets, self.temperature, seeds)
+        return torch.inference_mode()(_decode)(self.loaded, ids, list(map(self._budget, ids)) if left is None else left, self.temperature, seeds)
 
     def _text(self, tokens): return self.loaded.tok.decode([t for t in tokens if t not in self.loaded.ends], skip_special_tokens=True)
 
@@ -250,22 +251,60 @@ class TransformersModel(Model):
         finally: torch.set_num_threads(self.threads)
 
     def stream(self, prompt:Prompt)->Iterator[Chunk]:
+        for step in self.streams([prompt]): yield from (chunk for _,chunk in step)
+
+    def streams(self,
+        prompts:list[Prompt], # of people who wait at the same time
+        limits:list[int|None]|None=None, # longest answer of each, in tokens, where it shall be shorter than `max_new_tokens`
+        gone:Callable[[int],bool]=lambda i: False # has whoever asked prompt i left? Then no more is computed for it
+    )->Iterator[list[tuple[int,Chunk]]]: # for each step of the batch: index of a prompt, and a piece of its answer
+        "The answers to several prompts, computed as one batch and handed out token by token"
         self.load()
-        start,first,tokens,logps,told,new = time.perf_counter(),None,[],[],'',0
+        start,rows = time.perf_counter(),[]
+        for i,p in enumerate(prompts):
+            try: rows.append((i, self._encode(p)))
+            except Exception as e: yield [(i, Chunk('', (s := time.perf_counter()-start), 0, failed(e, seconds=s)))]
+        if rows: yield from self._spoken(rows, limits or [None]*len(prompts), gone, start)
+
+    def _spoken(self, rows, limits, gone, start):
+        now,said = lambda: time.perf_counter()-start,{i: _Spoken(ids) for i,ids in rows}
+        budgets = [min(limits[i] or self.max_new_tokens, self._budget(ids)) for i,ids in rows]
         try:
-            ids = self._encode(prompt)
-            for [(_,t,p)] in self._steps([ids]):
-                seconds = time.perf_counter()-start
-                first,new = first or seconds,new+1
-                tokens.append(t); logps.append(p)
-                text = self._text(tokens)
-                if text.endswith('\ufffd') or len(text)<=len(told): continue # half a character
-                yield Chunk(text[len(told):], seconds, new)
-                told,new = text,0
-            res = self._finish(ids, tokens, logps, first_token_seconds=first)
-        except Exception as e: res = failed(e, text=told)
-        res.seconds = time.perf_counter()-start
-        yield Chunk(res.text[len(told):], res.seconds, new, res)
+            for step in self._steps([ids for _,ids in rows], budgets):
+                out,seconds = [],now()
+                for r,t,p in step:
+                    i = rows[r][0]
+                    if gone(i): budgets[r] = 0; said.pop(i); continue
+                    if piece := said[i].more(t, p, self._text, seconds): out.append((i, piece))
+                    if t in self.loaded.ends or budgets[r]==1: out.append((i, self._last(said.pop(i), seconds)))
+                if out: yield out
+        except Exception as e:
+            yield from self._fewer(e, [(i,ids) for i,ids in rows if i in said], said, limits, gone, start)
+
+    def _last(self, s, seconds):
+        res = self._finish(s.ids, s.tokens, s.logps, first_token_seconds=s.first, seconds=seconds)
+        return Chunk(res.text[len(s.told):], seconds, s.new, res)
+
+    def _fewer(self, e, rows, said, limits, gone, start): # a batch failed: who has heard nothing yet is asked again in smaller ones
+        again = [(i,ids) for i,ids in rows if not said[i].told] if len(rows)>1 else []
+        if _out_of_memory(e): e.__traceback__,self._largest = None,max(1, min(self._largest, len(rows)//2))
+        for i,_ in rows:
+            if i in dict(again): continue
+            s = said[i]
+            yield [(i, Chunk('', (at := time.perf_counter()-start), s.new, failed(e, text=s.told, tokens_in=len(s.ids), seconds=at, first_token_seconds=s.first)))]
+        half = (len(again)+1)//2
+        for some in again[:half],again[half:]:
+            if some: yield from self._spoken(some, limits, gone, start)
+
+class _Spoken: # what one listener has heard
+    def __init__(self, ids): self.ids,self.tokens,self.logps,self.told,self.new,self.first = ids,[],[],'',0,None
+    def more(self, token, logp, text_of, seconds)->Chunk|None:
+        self.first,self.new = self.first or seconds,self.new+1
+        self.tokens.append(token); self.logps.append(logp)
+        text = text_of(self.tokens)
+        if text.endswith('\ufffd') or len(text)<=len(self.told): return None # half a character
+        res,self.told,self.new = Chunk(text[len(self.told):], seconds, self.new),text,0
+        return res
 
 def _out_of_memory(e:Exception)->bool:
     import torch

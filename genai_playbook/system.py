@@ -88,7 +88,19 @@ class System(Model):
             yield Chunk(asked.text, 0., 0, asked)
             return
         for c in self.model.stream(asked):
-            if c.answer is None and not self.guards_out: told = told or bool(c.text.strip()); yield c
-            elif c.answer is not None:
-                c.answer = c.answer if told and c.answer.error else self._finish(copy.copy(c.answer))
-                yield Chunk('' if told else c.answer.text, c.seconds, c.tokens, c.answer)
+            if piece := self._piece(c, told): told = told or bool(piece.text.strip()); yield piece
+
+    def streams(self, prompts:list[Prompt], limits:list[int|None]|None=None, gone:Callable[[int],bool]=lambda i: False)->Iterator[list[tuple[int,Chunk]]]:
+        "Several prompts at once, as one batch, where the model can do that; arguments as there"
+        asked,told = [self._ask(p) for p in prompts],set()
+        if stopped := [(i, Chunk(a.text, 0., 0, a)) for i,a in enumerate(asked) if isinstance(a, Answer)]: yield stopped
+        rows = [i for i,a in enumerate(asked) if not isinstance(a, Answer)]
+        for step in self.model.streams([asked[i] for i in rows], limits and [limits[i] for i in rows], lambda r: gone(rows[r])) if rows else ():
+            out = [(rows[r], piece) for r,c in step if (piece := self._piece(c, rows[r] in told))]
+            told |= {i for i,c in out if c.text.strip()}
+            if out: yield out
+
+    def _piece(self, c, told)->Chunk|None: # what the user may see of a piece
+        if c.answer is None: return None if self.guards_out else c
+        c.answer = c.answer if told and c.answer.error else self._finish(copy.copy(c.answer))
+        return Chunk(c.text if told else c.answer.text, c.seconds, c.tokens, c.answer)
