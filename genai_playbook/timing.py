@@ -104,14 +104,13 @@ def quantile(
     level:float=.95 # confidence of each bound by itself
 )->Estimate:
     "A quantile between two order statistics, with n corrected for calls that resemble the last one"
-    from scipy.stats import rankdata
     v = scores(x, 'latencies')
     seen,u = v[~np.isnan(v)],int(np.isnan(v).sum())
     n = len(v)
     if not len(seen): return Estimate(math.nan, -math.inf, math.inf, 0, 'order statistics', level, None, u, False, 'no call was timed')
     value = float(np.quantile(seen, p, method='inverted_cdf'))
     slow = np.where(np.isnan(v), math.inf, v)
-    tau = correlation_time(slow>value if (slow>value).sum()>=10 else rankdata(slow))
+    tau = correlation_time(slow>min(value, np.sort(slow)[-min(n, 11)]))
     m = max(1, int(n/tau))
     lo,hi = _ranks(m, p, level)
     pick = lambda arr, r, no: no if r<1 or r>n else float(arr[r-1])
@@ -191,7 +190,7 @@ class ColdStart:
     first:float # the first call
     later:float # median of the calls after it
     calls:list[float] # each call
-    memory:dict[str,int] # resident: after the imports, after loading, after the first call, at the end, peak
+    memory:dict[str,int] # resident: after the imports, after loading, after the first call, at the end, peak; on a GPU its peak as `gpu`
     trace:list[int] # resident after each call
     errors:int = 0
 
@@ -226,6 +225,7 @@ def _child():
         c = time_call(model, asked['prompts'][i%len(asked['prompts'])])
         calls.append(c.seconds); trace.append(rss().rss); errors += c.error is not None
     memory |= dict(first=trace[0], end=trace[-1], peak=peak_memory())
+    if 'torch' in sys.modules and (gpu := sys.modules['torch'].cuda).is_initialized(): memory['gpu'] = gpu.max_memory_reserved()
     print('\n'+json.dumps(dict(interpreter=born-asked['start'], imports=at-born, load=load, first=calls[0], later=float(np.median(calls[1:] or calls)), calls=calls, memory=memory, trace=trace, errors=errors)))
 
 def cold_start(
