@@ -10,7 +10,7 @@ __all__ = ['TIMES', 'Call', 'time_call', 'time_calls', 'logged_calls', 'correlat
 # %% ../nbs/components/timing.ipynb #6aceb800
 import json, math, os, subprocess, sys, time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 import numpy as np
 from .errors import PlaybookError
 from .models import Answer, Model, Prompt, contents, scrub
@@ -165,6 +165,15 @@ class Noise:
     after:Machine
     @property
     def quiet(self)->bool: return min(self.before.share, self.after.share)>=.9 and abs(self.after.rate/self.before.rate-1)<=.1
+    @property
+    def short(self)->str:
+        "In a few words, for the note of a gate"
+        return f"{'quiet' if self.quiet else 'busy'} machine, load {max(self.before.load, self.after.load):.1f} on {self.before.cpus} core(s), of which a calibration loop got {min(self.before.share, self.after.share):.0%}"
+    def table(self): # DataFrame
+        "Both looks side by side"
+        import pandas as pd
+        names = dict(cpus='cores', load='load average', others='cores kept busy by other processes', share='share of the cores that calibration got', rate='MB hashed in a CPU-second')
+        return pd.DataFrame({when: {n: getattr(m, k) for k,n in names.items()} for when,m in (('before', self.before), ('after', self.after))}).round(2)
     def __str__(self):
         b,a = self.before,self.after
         return (f"{'quiet' if self.quiet else 'busy'}: load {b.load:.1f} before and {a.load:.1f} after on {b.cpus} core(s), other processes kept {b.others:.1f} and {a.others:.1f} of them busy; "
@@ -176,9 +185,8 @@ def under_noise(
     noise:Noise|None # None: nobody looked
 )->Estimate: # with no lower bound where the machine was busy
     "What a time is worth that was measured on this machine"
-    from dataclasses import replace
     if noise is None or noise.quiet: return est
-    return replace(est, low=-math.inf, note='; '.join(filter(None, [est.note, 'the machine was busy, which can only slow it down: a limit that is met is met, a limit that is missed has to be measured again on a quiet machine'])))
+    return replace(est, low=-math.inf, note='; '.join(filter(None, [est.note, 'noise only slows down, so there is no lower bound: measure again on a quiet machine before a limit counts as missed'])))
 
 # %% ../nbs/components/timing.ipynb #9c39c378
 @dataclass
@@ -216,7 +224,7 @@ def _child():
     from genai_playbook.card import load_card
     model = load_card(asked['card']).system().uncached
     inner = getattr(model, 'model', model)
-    if hasattr(inner, 'load'): from transformers import AutoModelForCausalLM, AutoTokenizer # so that the time to load is the weights' own
+    if hasattr(inner, 'load'): from transformers import AutoModelForCausalLM, AutoTokenizer # noqa: F401  so that the time to load is the weights' own
     at,memory = time.monotonic(),dict(imports=rss().rss)
     if hasattr(inner, 'load'): inner.load()
     load,memory['loaded'] = time.monotonic()-at,rss().rss
