@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from .evidence import GateSpec
-from .stats import Estimate, exact, mean
+from .stats import Estimate, mean
 from .timing import Call, Journey, Noise, calls_needed, quantile, under_noise
 
 # %% ../nbs/02_latency.ipynb #ab0f8630
