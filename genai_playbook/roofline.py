@@ -91,7 +91,7 @@ def read_rate(
     "Rate of reading"
     import torch
     cols = 1024
-    x = torch.ones(max(1, int(nbytes)//(4*cols)), cols, device=device)
+    x = torch.ones(max(1, int(min(nbytes, 2e9))//(4*cols)), cols, device=device) # no cache is larger
     v,size = torch.ones(cols, device=device),x.numel()*4.
     k = max(1, int(least/size))
     def again(f):
@@ -237,7 +237,7 @@ def _int8(net):
         return torch.ao.quantization.quantize_dynamic(copy.deepcopy(net), {torch.nn.Linear}, dtype=torch.qint8)
 
 def _attention(net, kind:str):
-    res = copy.deepcopy(net)
+    res = copy.deepcopy(net, {id(p): p for p in net.parameters()}) # the weights are shared
     res.set_attn_implementation(kind)
     return res
 

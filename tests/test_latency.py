@@ -222,7 +222,7 @@ def test_free_linears_are_put_back_even_after_an_error(loaded):
         before = loaded.net(input_ids=x).logits
         with pytest.raises(ZeroDivisionError), free_linears(loaded.net):
             assert not loaded.net(input_ids=x).logits.any()
-            1/0
+            raise ZeroDivisionError
         assert torch.equal(before, loaded.net(input_ids=x).logits)
 
 
@@ -308,7 +308,7 @@ def test_journeys(server):
 
 
 # --- the chapter, for each kind of model ----------------------------------------------------------
-def run_chapter(tmp_path, model, rows='prompt,reference\n' + ''.join(f'where is parcel {i},x\n' for i in range(80))):
+def run_chapter(tmp_path, model, rows='prompt,reference\n' + ''.join(f'where is parcel {i},x\n' for i in range(160))):
     from genai_playbook.runner import run
     (tmp_path/'rows.csv').write_text(rows)
     (tmp_path/'poc.yaml').write_text(f'poc: mine\noutcome: {{promise: answers}}\nmodel: {model}\ndata: {{evaluation: rows.csv}}\n')
@@ -319,7 +319,7 @@ def run_chapter(tmp_path, model, rows='prompt,reference\n' + ''.join(f'where is 
 
 @pytest.mark.slow
 def test_chapter_recorded(tmp_path):
-    log = ''.join(json.dumps(dict(prompt=f'where is parcel {i}', answer='there', **(dict(seconds=.2+i/1000) if i else {}))) + '\n' for i in range(80))
+    log = ''.join(json.dumps(dict(prompt=f'where is parcel {i}', answer='there', **(dict(seconds=.2+i/1000) if i else {}))) + '\n' for i in range(160))
     (tmp_path/'log.jsonl').write_text(log)
     gates, record = run_chapter(tmp_path, '{kind: recorded, path: log.jsonl, prompt: prompt}')
     assert gates['LAT01']['verdict'] == 'PASS' and gates['LAT01']['unscored'] == 1
@@ -328,7 +328,7 @@ def test_chapter_recorded(tmp_path):
 
 @pytest.mark.slow
 def test_chapter_recorded_without_times(tmp_path):
-    (tmp_path/'log.jsonl').write_text(''.join(json.dumps(dict(prompt=f'where is parcel {i}', answer='there')) + '\n' for i in range(80)))
+    (tmp_path/'log.jsonl').write_text(''.join(json.dumps(dict(prompt=f'where is parcel {i}', answer='there')) + '\n' for i in range(160)))
     gates, _ = run_chapter(tmp_path, '{kind: recorded, path: log.jsonl, prompt: prompt}')
     assert {g['verdict'] for g in gates.values()} == {'NOT TESTED'}
 
@@ -337,7 +337,7 @@ def test_chapter_recorded_without_times(tmp_path):
 def test_chapter_python(tmp_path):
     (tmp_path/'mine.py').write_text("def answer(p):\n    if p.endswith('7'): raise RuntimeError('down')\n    return 'there'\n")
     gates, record = run_chapter(tmp_path, '{kind: python, target: "mine:answer"}')
-    assert gates['LAT01']['verdict'] == gates['LAT02']['verdict'] == 'INSUFFICIENT' and gates['LAT01']['unscored'] == 8 and record['failed'] == 8   # one call in ten failed
+    assert gates['LAT01']['verdict'] == gates['LAT02']['verdict'] == 'INSUFFICIENT' and gates['LAT01']['unscored'] == record['failed'] >= 8   # one call in ten failed
     assert gates['LAT03']['verdict'] == 'PASS' and record['limit'] == {} and record['cpu_seconds_per_call']
 
 
