@@ -41,13 +41,13 @@ def table(*names):
 
 def limits(loaded, device, context, new, k, sizes):
     "Ceilings, and how much of them prefill and decode use at each batch"
-    from genai_playbook.roofline import breakdown, breakdown_jobs, decode_floor, matrix_rate, prefill_floor, read_rate, rounds, steps, used, work_of
-    w, middle = work_of(loaded.net), context + new//2
+    from genai_playbook.roofline import decode_floor, distance, matrix_rate, prefill_floor, read_rate, rounds, steps, used
+    far = distance(loaded, context, new, k)
+    w, middle = far.work, far.context
     ceilings = dict(flops=matrix_rate(loaded.net.dtype, device), bandwidth=read_rate(w.weight_bytes(), device))
-    r = rounds(breakdown_jobs(loaded, context, new) | ceilings, k)
-    print(f'\nCeilings, median of {k} rounds: {statistics.median(r["flops"])/1e12:.4g} TFLOP/s, {statistics.median(r["bandwidth"])/1e9:.4g} GB/s; weights {w.weight_bytes()/1e9:.4g} GB')
+    print(f'\nCeilings, median of {k} rounds: {far.flops/1e12:.4g} TFLOP/s, {far.bandwidth/1e9:.4g} GB/s; weights {w.weight_bytes()/1e9:.4g} GB')
     table('part of a token', 'ms', 'at least', 'at most')
-    for name, e in breakdown(r).items(): row(name, *(x*(1 if name == 'explained' else 1e3) for x in (e.value, e.low, e.high)))
+    for name, e in far.parts.items(): row(name, *(x*(1 if name == 'explained' else 1e3) for x in (e.value, e.low, e.high)))
     table('batch', 'prefill, ms', 'MFU', 'at least', 'at most', 'token, ms', 'tokens/s', 'share of the floor (MBU where reading binds)', 'at least', 'at most')
     for b in sizes:
         def both(b=b):

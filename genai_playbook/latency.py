@@ -70,7 +70,8 @@ def length_table(
     "Medians by the number of times the message was said"
     import pandas as pd
     df = pd.DataFrame([dict(said=k, tokens_in=c.tokens_in, ttft_ms=1e3*c.ttft, per_token_ms=1e3*c.per_token, failed=c.error is not None) for k,c in tried])
-    return df.astype(dict(tokens_in='float')).groupby('said').agg(calls=('failed','size'), failed=('failed','sum'), tokens_in=('tokens_in','median'), ttft_ms=('ttft_ms','median'), per_token_ms=('per_token_ms','median'))
+    medians = {k: (k, 'median') for k in ('tokens_in', 'ttft_ms', 'per_token_ms')}
+    return df.astype(dict(tokens_in='float')).groupby('said').agg(calls=('failed', 'size'), failed=('failed', 'sum'), **medians)
 
 # %% ../nbs/02_latency.ipynb #ed0e2db4
 def shares(
@@ -90,8 +91,9 @@ def cold_table(
 ): # DataFrame, seconds
     "Stages of each start"
     import pandas as pd
-    return pd.DataFrame({f'start {i+1}': {'interpreter': s.interpreter, 'imports and card': s.imports, 'weights': s.load, 'first call': s.first, 'to the first answer': s.total, 'later calls, median': s.later,
-        'penalty of the first call': s.first-s.later} for i,s in enumerate(starts)})
+    stages = lambda s: {'interpreter': s.interpreter, 'imports and card': s.imports, 'weights': s.load, 'first call': s.first, 'to the first answer': s.total,
+        'later calls, median': s.later, 'penalty of the first call': s.first-s.later}
+    return pd.DataFrame({f'start {i+1}': stages(s) for i,s in enumerate(starts)})
 
 # %% ../nbs/02_latency.ipynb #d1405f2c
 def tried_table(
@@ -117,8 +119,9 @@ def latency_data(
     "Times and tokens of a call, for other chapters; seconds and tokens"
     column = lambda key: [math.nan if getattr(c, key) is None else getattr(c, key) for c in calls]
     quantiles = {k: {f'p{round(100*p)}': bounds_of(under_noise(quantile(column(k), p), noise)) for p in (.5, .95)} for k in ('ttft', 'per_token', 'e2e')}
-    means = {k: bounds_of(mean(column(v))) for k,v in dict(seconds_per_call='seconds', cpu_seconds_per_call='cpu', tokens_in='tokens_in', tokens_out='tokens_out').items() if local or k!='cpu_seconds_per_call'}
-    return quantiles | means | dict(calls=len(calls), failed=sum(c.error is not None for c in calls), quiet=noise.quiet if noise else None, machine=str(noise) if noise else None)
+    keys = dict(seconds_per_call='seconds', tokens_in='tokens_in', tokens_out='tokens_out') | (dict(cpu_seconds_per_call='cpu') if local else {})
+    seen = dict(quiet=noise.quiet if noise else None, machine=str(noise) if noise else None)
+    return quantiles | {k: bounds_of(mean(column(v))) for k,v in keys.items()} | dict(calls=len(calls), failed=sum(c.error is not None for c in calls)) | seen
 
 # %% ../nbs/02_latency.ipynb #1b742589
 def explore(

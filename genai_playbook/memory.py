@@ -58,7 +58,8 @@ def growth(
     y = y[burn_in(len(y)):]
     b,size = _blocks(y/1e3) # bytes a call and MB in a thousand calls differ by 1,000
     if len(b)<MIN_BLOCKS:
-        return Estimate(math.nan, -math.inf, math.inf, len(y), 'Perron-Yabu', level, None, 0, False, f'growth needs {100+3*MIN_BLOCKS} calls, of which the first hundred only fill caches, there are {len(trace):,}')
+        why = f'growth needs {100+3*MIN_BLOCKS} calls, of which the first hundred only fill caches, there are {len(trace):,}'
+        return Estimate(math.nan, -math.inf, math.inf, len(y), 'Perron-Yabu', level, None, 0, False, why)
     slope,se = _trend(b)
     half = stdtrit(len(b)-2, level)*se+page/1e3/len(y)*size
     return Estimate(slope/size, (slope-half)/size, (slope+half)/size, len(y), 'Perron-Yabu', level)
@@ -93,6 +94,7 @@ def plot_memory(
         mid,at = y[start:].mean(),x.mean()
         ax.fill_between(x, mid+(x-at)*est.low/1e3, mid+(x-at)*est.high/1e3, color='#b3261e', alpha=.2, lw=0)
         ax.plot(x, mid+(x-at)*est.value/1e3, color='#b3261e', lw=1)
-    ax.set(xlabel='call (grey: left out while caches fill)', ylabel='resident MB', title=f'Growth {est.value:+.2f} MB in 1,000 calls, at most {est.high:+.2f}' if est.enough else 'Too few calls to speak of growth')
+    title = f'Growth {est.value:+.2f} MB in 1,000 calls, at most {est.high:+.2f}' if est.enough else 'Too few calls to speak of growth'
+    ax.set(xlabel='call (grey: left out while caches fill)', ylabel='resident MB', title=title)
     ax.spines[['top','right']].set_visible(False)
     return fig

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Work', 'work_of', 'lap', 'matrix_rate', 'read_rate', 'attainable', 'steps', 'per_token', 'rounds', 'prefill_floor',
-           'decode_floor', 'used', 'narrow', 'free_linears', 'cache_job', 'breakdown_jobs', 'breakdown', 'Variant',
-           'variants', 'Tried', 'try_variants', 'batches', 'static_steps', 'plot_roofline', 'plot_breakdown']
+           'decode_floor', 'used', 'narrow', 'free_linears', 'cache_job', 'breakdown_jobs', 'breakdown', 'Distance',
+           'distance', 'Variant', 'variants', 'Tried', 'try_variants', 'batches', 'static_steps', 'plot_roofline',
+           'plot_breakdown']
 
 # %% ../nbs/components/roofline.ipynb #ee5a9744
 import contextlib, copy, functools, math, statistics, time
@@ -65,6 +66,7 @@ def lap(
     if not device.startswith('cuda'):
         start = time.perf_counter()
         fn()
+        if device.startswith('mps'): torch.mps.synchronize()
         return time.perf_counter()-start
     a,b = torch.cuda.Event(enable_timing=True),torch.cuda.Event(enable_timing=True)
     a.record(); fn(); b.record()
@@ -118,7 +120,8 @@ def steps(
     import torch
     m = copy.copy(loaded)
     m.ends = set() # nothing ends early
-    if context+n>m.context: raise PlaybookError(f'the model reads at most {m.context:,} tokens: ask for a shorter prompt than {context:,} or for fewer than {n} new tokens')
+    if context+n>m.context:
+        raise PlaybookError(f'the model reads at most {m.context:,} tokens: ask for a shorter prompt than {context:,} or for fewer than {n} new tokens')
     ids = [[(7*i+13*r)%m.size for i in range(context)] for r in range(batch)]
     at = [time.perf_counter()]
     for _ in torch.inference_mode()(_decode)(m, ids, [n]*batch): at.append(time.perf_counter())
@@ -216,6 +219,39 @@ def breakdown(
     weights,kv = r['step']-r['freed']-(r['overhead']-r['freed0']),r['cache']-r['cache0']
     parts = dict(overhead=r['overhead'], weights=weights, kv=kv, measured=r['step'], explained=(r['overhead']+weights+kv)/r['step'])
     return {k: quantile(v, .5) for k,v in parts.items()}
+
+# %% ../nbs/components/roofline.ipynb #7d621d7e
+@dataclass(frozen=True)
+class Distance:
+    "How far a model is from the limits of its machine"
+    work:Work
+    context:int # tokens that the average timed step looks back on
+    laps:dict # of `rounds`
+    parts:dict # of `breakdown`
+    mbu:Estimate # share of the reading ceiling that a token uses
+    mfu:Estimate # share of the arithmetic ceiling that reading the prompt uses
+
+    @property
+    def flops(self)->float: return float(np.median(self.laps['flops']))
+    @property
+    def bandwidth(self)->float: return float(np.median(self.laps['bandwidth']))
+    def token_floor(self, batch:int=1)->float: return float(decode_floor(self.work, self.context, self.flops, self.bandwidth, batch)) # seconds
+    def prompt_floor(self, tokens:int)->float: return float(prefill_floor(self.work, tokens, self.flops, self.bandwidth)) # seconds
+
+def distance(
+    loaded, # of `TransformersModel.loaded`
+    context:int, # tokens of the prompt
+    n:int=16, # tokens to write
+    k:int=31, # rounds
+    seconds:float=math.inf # stop after this long
+)->Distance:
+    "Ceilings, steps and their parts, measured in turns"
+    net,device = loaded.net,str(loaded.net.device)
+    w,middle = work_of(net),context+n//2
+    r = rounds(breakdown_jobs(loaded, context, n) | dict(flops=matrix_rate(net.dtype, device), bandwidth=read_rate(w.weight_bytes(), device),
+        prefill=lambda: steps(loaded, context, 2)[0]), k, seconds)
+    at = r['flops'],r['bandwidth']
+    return Distance(w, middle, r, breakdown(r), used(decode_floor(w, middle, *at), r['step']), used(prefill_floor(w, context, *at), r['prefill']))
 
 # %% ../nbs/components/roofline.ipynb #54107cae
 @dataclass(frozen=True)

@@ -49,9 +49,11 @@ def time_call(
         else: tail += c.tokens
         counted,answer = counted+c.tokens,c.answer or answer
     end,spent = clock()-start,cpu()-used
-    if answer is None or answer.error: return Call(seconds=end, cpu=spent, error=answer.error if answer else 'the stream ended without an answer', tier=answer and answer.tier)
-    n = answer.tokens_out if answer.tokens_out is not None else None
-    return Call(at[0] if at else math.nan, at[-1] if at else math.nan, end, spent, list(np.diff(at)), answer.tokens_in, n, (counted if n is None else n)-tail, None if at else 'the answer is empty', answer.tier)
+    answer = answer or Answer(error='the stream ended without an answer')
+    if answer.error: return Call(seconds=end, cpu=spent, error=answer.error, tier=answer.tier)
+    if not at: return Call(seconds=end, cpu=spent, error='the answer is empty', tier=answer.tier)
+    shown = (counted if answer.tokens_out is None else answer.tokens_out)-tail
+    return Call(at[0], at[-1], end, spent, list(np.diff(at)), answer.tokens_in, answer.tokens_out, shown, tier=answer.tier)
 
 # %% ../nbs/components/timing.ipynb #cb154032
 def time_calls(
@@ -168,11 +170,13 @@ class Noise:
     @property
     def short(self)->str:
         "In a few words, for the note of a gate"
-        return f"{'quiet' if self.quiet else 'busy'} machine, load {max(self.before.load, self.after.load):.1f} on {self.before.cpus} core(s), of which a calibration loop got {min(self.before.share, self.after.share):.0%}"
+        load,share = max(self.before.load, self.after.load),min(self.before.share, self.after.share)
+        return f"{'quiet' if self.quiet else 'busy'} machine, load {load:.1f} on {self.before.cpus} core(s), of which a calibration loop got {share:.0%}"
     def table(self): # DataFrame
         "Both looks side by side"
         import pandas as pd
-        names = dict(cpus='cores', load='load average', others='cores kept busy by other processes', share='share of the cores that calibration got', rate='MB hashed in a CPU-second')
+        names = dict(cpus='cores', load='load average', others='cores kept busy by other processes', share='share of the cores that calibration got',
+            rate='MB hashed in a CPU-second')
         return pd.DataFrame({when: {n: getattr(m, k) for k,n in names.items()} for when,m in (('before', self.before), ('after', self.after))}).round(2)
     def __str__(self):
         b,a = self.before,self.after
@@ -186,7 +190,8 @@ def under_noise(
 )->Estimate: # with no lower bound where the machine was busy
     "What a time is worth that was measured on this machine"
     if noise is None or noise.quiet: return est
-    return replace(est, low=-math.inf, note='; '.join(filter(None, [est.note, 'noise only slows down, so there is no lower bound: measure again on a quiet machine before a limit counts as missed'])))
+    said = 'noise only slows down, so there is no lower bound: measure again on a quiet machine before a limit counts as missed'
+    return replace(est, low=-math.inf, note='; '.join(filter(None, [est.note, said])))
 
 # %% ../nbs/components/timing.ipynb #9c39c378
 @dataclass
@@ -210,7 +215,8 @@ class ColdStart:
 def peak_memory()->int: # bytes
     "Highest resident memory of this process so far"
     try:
-        with open('/proc/self/status') as f: return next(int(l.split()[1])*1024 for l in f if l.startswith('VmHWM')) # ru_maxrss of a child counts its parent's memory too
+        with open('/proc/self/status') as f: # ru_maxrss of a child counts its parent's memory too
+            return next(int(l.split()[1])*1024 for l in f if l.startswith('VmHWM'))
     except (OSError, StopIteration):
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
@@ -234,7 +240,8 @@ def _child():
         calls.append(c.seconds); trace.append(rss().rss); errors += c.error is not None
     memory |= dict(first=trace[0], end=trace[-1], peak=peak_memory())
     if 'torch' in sys.modules and (gpu := sys.modules['torch'].cuda).is_initialized(): memory['gpu'] = gpu.max_memory_reserved()
-    print('\n'+json.dumps(dict(interpreter=born-asked['start'], imports=at-born, load=load, first=calls[0], later=float(np.median(calls[1:] or calls)), calls=calls, memory=memory, trace=trace, errors=errors)))
+    print('\n'+json.dumps(dict(interpreter=born-asked['start'], imports=at-born, load=load, first=calls[0], later=float(np.median(calls[1:] or calls)),
+        calls=calls, memory=memory, trace=trace, errors=errors)))
 
 def cold_start(
     card:str, # a bundled POC or the path of a card
@@ -245,10 +252,13 @@ def cold_start(
     "Start a fresh Python process on a card, and let it answer"
     if not prompts: raise PlaybookError('a cold start needs at least one prompt: give the card evaluation data')
     ask = json.dumps(dict(card=card, prompts=list(prompts), calls=max(1, calls), start=time.monotonic()))
-    try: p = subprocess.run([sys.executable, '-c', 'from genai_playbook.timing import _child; _child()'], input=ask, capture_output=True, text=True, timeout=timeout, env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
+    command,env = [sys.executable, '-c', 'from genai_playbook.timing import _child; _child()'],{**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    try: p = subprocess.run(command, input=ask, capture_output=True, text=True, timeout=timeout, env=env)
     except subprocess.TimeoutExpired: raise PlaybookError(f'a fresh process had not answered {calls} prompts after {timeout:,.0f} s: ask for fewer calls') from None
     try: return ColdStart(**json.loads(p.stdout.strip().splitlines()[-1]))
-    except (ValueError, IndexError, TypeError): raise PlaybookError(f'a fresh process could not answer with this card: {scrub((p.stderr.strip().splitlines() or ["it ended without a word"])[-1], *(w for q in prompts for w in contents(q)))}') from None
+    except (ValueError, IndexError, TypeError):
+        last = (p.stderr.strip().splitlines() or ['it ended without a word'])[-1]
+        raise PlaybookError(f'a fresh process could not answer with this card: {scrub(last, *(w for q in prompts for w in contents(q)))}') from None
 
 # %% ../nbs/components/timing.ipynb #be19d450
 def stretched(
@@ -283,7 +293,8 @@ def slope(
     x,y = scores(x, 'lengths'),scores(y, 'times')
     keep = ~np.isnan(x+y)
     n = int(keep.sum())
-    if n<10 or len(set(x[keep]))<2: return Estimate(math.nan, -math.inf, math.inf, n, 'Theil-Sen', level, None, len(x)-n, False, 'a slope needs ten calls of at least two lengths')
+    if n<10 or len(set(x[keep]))<2:
+        return Estimate(math.nan, -math.inf, math.inf, n, 'Theil-Sen', level, None, len(x)-n, False, 'a slope needs ten calls of at least two lengths')
     r = theilslopes(y[keep], x[keep], alpha=2*level-1)
     return Estimate(float(r.slope), float(r.low_slope), float(r.high_slope), n, 'Theil-Sen', level, None, len(x)-n)
 
@@ -300,7 +311,9 @@ async def _journey(base_url, headers, timeout):
     at = {}
     note = lambda key: lambda *a: _mark(at, key)
     trace = aiohttp.TraceConfig()
-    trace.on_connection_create_start.append(note('start')); trace.on_connection_create_end.append(note('connected')); trace.on_response_chunk_received.append(note('byte')); trace.on_request_end.append(note('head'))
+    trace.on_connection_create_start.append(note('start'))
+    trace.on_connection_create_end.append(note('connected'))
+    trace.on_request_end.append(note('head'))
     async with aiohttp.ClientSession(trace_configs=[trace], timeout=aiohttp.ClientTimeout(total=timeout), connector=aiohttp.TCPConnector(force_close=True)) as s:
         async with s.get(f'{base_url}/models', headers=headers, allow_redirects=False) as r: status = r.status
     return Journey(at['connected']-at['start'], at['head']-at['connected'], status)
@@ -337,7 +350,8 @@ def time_table(
             e = quantile([getattr(c, key) for c in calls], p)
             res[name, f'p{100*p:g}'] = dict(ms=1000*e.value, low=1000*e.low, high=1000*e.high, n=e.n, unscored=e.unscored)
     gaps = np.concatenate([np.zeros(0), *(c.gaps for c in calls)])
-    for p in quantiles if len(gaps) else (): res['gap between pieces', f'p{100*p:g}'] = dict(ms=1000*float(np.quantile(gaps, p)), low=math.nan, high=math.nan, n=len(gaps), unscored=0)
+    for p in quantiles if len(gaps) else ():
+        res['gap between pieces', f'p{100*p:g}'] = dict(ms=1000*float(np.quantile(gaps, p)), low=math.nan, high=math.nan, n=len(gaps), unscored=0)
     return pd.DataFrame(res).T
 
 def jitter(
