@@ -93,7 +93,7 @@ def cold_table(
     import pandas as pd
     stages = lambda s: {'interpreter': s.interpreter, 'imports and card': s.imports, 'weights': s.load, 'first call': s.first, 'to the first answer': s.total,
         'later calls, median': s.later, 'penalty of the first call': s.first-s.later}
-    return pd.DataFrame({f'start {i+1}': stages(s) for i,s in enumerate(starts)})
+    return pd.DataFrame({'seconds' if len(starts)==1 else f'start {i+1}': stages(s) for i,s in enumerate(starts)})
 
 # %% ../nbs/02_latency.ipynb #d1405f2c
 def tried_table(

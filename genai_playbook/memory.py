@@ -38,7 +38,7 @@ def _trend(b:np.ndarray)->tuple[float,float]: # slope a block, and its standard 
     Z,q = np.r_[first*X[:1], X[1:]-a*X[:-1]],np.r_[first*b[:1], b[1:]-a*b[:-1]]
     beta = np.linalg.lstsq(Z, q, rcond=None)[0]
     e = q-Z@beta
-    return float(beta[1]), math.sqrt(e@e/(n-2)*np.linalg.inv(Z.T@Z)[1,1])
+    return float(beta[1]), math.sqrt(float(e@e)/(n-2)*np.linalg.inv(Z.T@Z)[1,1])
 
 def burn_in(
     calls:int
@@ -61,7 +61,7 @@ def growth(
         why = f'growth needs {100+3*MIN_BLOCKS} calls, of which the first hundred only fill caches, there are {len(trace):,}'
         return Estimate(math.nan, -math.inf, math.inf, len(y), 'Perron-Yabu', level, None, 0, False, why)
     slope,se = _trend(b)
-    half = stdtrit(len(b)-2, level)*se+page/1e3/len(y)*size
+    half = float(stdtrit(len(b)-2, level))*se+page/1e3/len(y)*size
     return Estimate(slope/size, (slope-half)/size, (slope+half)/size, len(y), 'Perron-Yabu', level)
 
 # %% ../nbs/components/memory.ipynb #b5c37a8f

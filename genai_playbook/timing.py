@@ -53,7 +53,7 @@ def time_call(
     if answer.error: return Call(seconds=end, cpu=spent, error=answer.error, tier=answer.tier)
     if not at: return Call(seconds=end, cpu=spent, error='the answer is empty', tier=answer.tier)
     shown = (counted if answer.tokens_out is None else answer.tokens_out)-tail
-    return Call(at[0], at[-1], end, spent, list(np.diff(at)), answer.tokens_in, answer.tokens_out, shown, tier=answer.tier)
+    return Call(at[0], at[-1], end, spent, np.diff(at).tolist(), answer.tokens_in, answer.tokens_out, shown, tier=answer.tier)
 
 # %% ../nbs/components/timing.ipynb #cb154032
 def time_calls(
@@ -103,7 +103,8 @@ def _ranks(n:int, p:float, level:float)->tuple[int,int]: # 1-based order statist
 def quantile(
     x, # numbers in the order of measurement; None or NaN where a call failed
     p:float=.95, # which quantile
-    level:float=.95 # confidence of each bound by itself
+    level:float=.95, # confidence of each bound by itself
+    independent:bool=False # the calls are known to be independent, so resemblance is chance or noise of the machine
 )->Estimate:
     "A quantile between two order statistics, with n corrected for calls that resemble the last one"
     v = scores(x, 'latencies')
@@ -112,7 +113,7 @@ def quantile(
     if not len(seen): return Estimate(math.nan, -math.inf, math.inf, 0, 'order statistics', level, None, u, False, 'no call was timed')
     value = float(np.quantile(seen, p, method='inverted_cdf'))
     slow = np.where(np.isnan(v), math.inf, v)
-    tau = correlation_time(slow>min(value, np.sort(slow)[-min(n, 11)]))
+    tau = 1. if independent else correlation_time(slow>min(value, np.sort(slow)[-min(n, 11)]))
     m = max(1, int(n/tau))
     lo,hi = _ranks(m, p, level)
     pick = lambda arr, r, no: no if r<1 or r>n else float(arr[r-1])
