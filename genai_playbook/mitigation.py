@@ -40,13 +40,14 @@ def compare_decisions(
     return Change(gap(b), gap(a), paired_difference(right(a)[keep], right(b)[keep], who, bounds=(0, 1)))
 
 # %% ../nbs/components/mitigation.ipynb #7a69ee99
-class _Score:
+def _finished_score():
     "Lets fairlearn take a finished score for a fitted model"
-    _estimator_type = 'regressor'
-    fitted_ = True
-    def fit(self, X, y=None): return self
-    def predict(self, X): return np.asarray(X, float)[:,0]
-    def __sklearn_is_fitted__(self): return True
+    from sklearn.base import BaseEstimator
+    class Score(BaseEstimator):
+        def fit(self, X, y=None): return self
+        def predict(self, X): return np.asarray(X, float)[:,0]
+        def __sklearn_is_fitted__(self): return True
+    return Score()
 
 PARITY = {'true_positive_rate': 'true_positive_rate_parity', 'false_positive_rate': 'false_positive_rate_parity', 'selection_rate': 'demographic_parity'}
 
@@ -77,7 +78,7 @@ def fair_thresholds(
         both = [k for k in np.unique(g[fit]) if len(set(y[fit & (g==k)]))==2] # a group without both outcomes has no rate to equalise
         fit,use = fit & np.isin(g, both),use & np.isin(g, both)
         if len(both)<2 or not use.any(): continue
-        model = ThresholdOptimizer(estimator=_Score(), constraints=PARITY[metric], objective='accuracy_score', prefit=True, predict_method='predict')
+        model = ThresholdOptimizer(estimator=_finished_score(), constraints=PARITY[metric], objective='accuracy_score', prefit=True, predict_method='predict')
         model.fit(s[fit,None], y[fit].astype(int), sensitive_features=g[fit])
         res[use] = model.predict(s[use,None], sensitive_features=g[use], random_state=seed)
     return res
