@@ -106,7 +106,15 @@ class Outcomes:
     "Decisions by group, with resamples of whole clusters behind them"
     gm:GroupMetrics # a row that got no decision counts as refused here
     lost:np.ndarray # rows of each group that got no decision
-    clusters:int|None # how many clusters; None: rows are independent
+    units:np.ndarray|None # (cluster, cell of a group) pairs that occur, as cluster·cells + cell; None: rows are independent
+
+    def clusters(self,
+        cells # of `cells.METRICS`, that a metric is counted out of
+    )->int|None:
+        "How many clusters have a row in these cells"
+        if self.units is None: return None
+        cell = self.units%(4*len(self.gm.groups))
+        return len(np.unique(self.units[np.isin(cell%4, cells)]//(4*len(self.gm.groups))))
 
 def outcomes(
     label, # truth, 1. or 0.; nan: nothing to decide
@@ -128,7 +136,7 @@ def outcomes(
     counts = np.bincount(cell, minlength=4*len(names)).reshape(shape[1:])
     draws = _worlds(cell, who, counts.ravel(), replicates, seed).reshape(shape)
     gm = GroupMetrics(names, m, counts, _rates(counts, m), _rates(counts.sum(0), m), _rates(draws, m), int(lost.sum()))
-    return Outcomes(gm, np.bincount(code[lost], minlength=len(names)), None if who is None else int(who.max(initial=-1))+1)
+    return Outcomes(gm, np.bincount(code[lost], minlength=len(names)), None if who is None else np.unique(who*(4*len(names)) + cell))
 
 def _worlds(cell, who, counts, replicates, seed):
     if not len(cell): return np.zeros((replicates, 0))
@@ -148,8 +156,8 @@ class Gap:
 
     def words(self)->str:
         "The pair, the test and what is not estimable, in a sentence"
-        pair = f'most for {self.most}, least for {self.least}' if self.most!=self.least else ''
-        test = '' if math.isnan(self.p) else f'equal groups of these sizes show as large a gap in {self.p:.1%} of all samples'
+        pair = f'most for {self.most}, least for {self.least}' if self.estimate.value>0 else ''
+        test = '' if math.isnan(self.p) or not self.estimate.value else f'equal groups of these sizes show as large a gap by chance in {"fewer than 0.1%" if self.p<.001 else f"{self.p:.1%}"} of all samples'
         small = f'NOT ESTIMABLE: {", ".join(self.small[:5])}' + (f' and {len(self.small)-5} more' if len(self.small)>5 else '') if self.small else ''
         return '; '.join(filter(None, [pair, test, small]))
 
@@ -186,7 +194,7 @@ def largest_gap(
     k,n,v,draws = gm.counts[:,list(num)].sum(1),gm.counts[:,list(den)].sum(1),gm.values[:,gm.metrics.index(metric)],gm.draws[...,gm.metrics.index(metric)]
     known = n>=MIN_GROUP
     small = [f'{g} ({a})' for g,a in zip(gm.groups, n) if a<MIN_GROUP]
-    shape = dict(n=int(n.sum()), method='max-t cell bootstrap', level=level, clusters=out.clusters, unscored=int(out.lost.sum()))
+    shape = dict(n=int(n.sum()), method='max-t cell bootstrap', level=level, clusters=out.clusters(den), unscored=int(out.lost.sum()))
     if known.sum()<2:
         why = 'no row has anything to decide' if not n.sum() else f'a gap needs two groups with {MIN_GROUP} rows to count out of, there {"is one" if known.sum() else "is none"}'
         return Gap(Estimate(math.nan, 0., 1., enough=False, note=why, **shape), '', '', math.nan, small, by)

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
 import numpy as np
+from .comparing import holm
 from .errors import PlaybookError
+from .groups import Gap, largest_gap, outcomes
 from .stats import MIN_BOOTSTRAP, Estimate, clopper_pearson
 
 # %% ../nbs/components/reviewers.ipynb #a0f6662d
@@ -285,23 +287,20 @@ def reviewer_table(
     res = pd.DataFrame(dict(group=reviews.of('reviewer_group'), items=n, accuracy=np.where(n, k/np.maximum(n, 1), math.nan), low=np.where(n, low, 0.), high=np.where(n, high, 1.)), index=pd.Index(reviews.reviewers, name='reviewer'))
     if 'seconds' in reviews.rows: res['seconds'] = reviews.rows.groupby('reviewer')['seconds'].median().reindex(res.index)
     gaps = [treatment_gap(reviews, r, favourable, each) for r in range(R)]
-    for name,values in zip(('gap', 'gap_low', 'gap_high', 'least'), zip(*[(g.value, g.low, g.high, who) for g,who in gaps])): res[name] = values
-    return res
+    for name,values in zip(('gap', 'gap_low', 'gap_high', 'least', 'gap_p'), zip(*[(g.estimate.value, g.estimate.low, g.estimate.high, g.least, g.p) for g in gaps])): res[name] = values
+    return res.assign(gap_p=holm(res['gap_p']))
 
 def treatment_gap(
     reviews:Reviews,
     r:int, # number of the reviewer
     favourable:str='yes',
     level:float=.95
-)->tuple[Estimate,str]: # gap in rightful favours granted between item groups, and the group that gets least
-    "How differently one reviewer treats item groups"
-    from genai_playbook.groups import largest_gap, outcomes
+)->Gap:
+    "How differently one reviewer treats item groups, in rightful favours granted"
     gold,vote,group = reviews.gold(),reviews.votes[:,r],reviews.of('item_group', 'item')
     yes = reviews.labels.index(favourable) if favourable in reviews.labels else -2
     keep = np.array([v>=0 and g==yes and h is not None for v,g,h in zip(vote, gold, group)], bool)
-    if not keep.any(): return Estimate(math.nan, 0., 1., 0, 'max-t cell bootstrap', enough=False, note='no rightful favour among what this reviewer saw'),''
-    gap = largest_gap(outcomes(np.ones(keep.sum()), (vote[keep]==yes)*1., np.array(group, dtype=object)[keep], metrics=['true_positive_rate'], replicates=2000), level=level)
-    return gap.estimate,gap.least
+    return largest_gap(outcomes(np.ones(keep.sum()), (vote[keep]==yes)*1., np.array(group, dtype=object)[keep], metrics=['true_positive_rate'], replicates=2000), level=level)
 
 # %% ../nbs/components/reviewers.ipynb #0cffd2f3
 def attainable_p(
@@ -397,8 +396,7 @@ def group_tests(
 # %% ../nbs/components/reviewers.ipynb #645936eb
 def to_retrain(
     table, # of `reviewer_table`
-    accuracy:float=.85, # least that is asked of a reviewer
-    gap:float=.05 # largest difference between item groups
+    accuracy:float=.85 # least that is asked of a reviewer
 )->dict[str,list[str]]: # reviewer: reasons
     "Reviewers who are shown to be careless or biased, with the reasons"
     res = {}
@@ -408,7 +406,7 @@ def to_retrain(
         if r['items'] and r.high<accuracy:
             quick = f', and takes {r.seconds:.0f} seconds where others take {usual:.0f}' if 'seconds' in table and r.seconds<usual/2 else ''
             why.append(f'careless: right in {r.accuracy:.0%} of {int(r["items"])} items, at most {r.high:.0%}{quick}')
-        if r.gap_low>gap: why.append(f'biased: {r.least} get {r.gap:.0%} fewer of their rightful favours, at least {r.gap_low:.0%}')
+        if r.gap_p<=.05: why.append(f'biased: {r.least} get their rightful favours {100*r.gap:.0f} points less often, at least {100*r.gap_low:.0f}, p = {r.gap_p:.2g}')
         if why: res[name] = why
     return res
 
