@@ -183,6 +183,11 @@ def _band(k, n, draws, level):
     centre = v[:,None] - v
     return (centre - np.hypot(down, up.T))[np.ix_(known, known)].max(), (centre + np.hypot(up, down.T)).max()
 
+def _design(v, n, draws, independent):
+    "How many times larger the variance of each group's rate is than that of as many independent rows"
+    binomial = v*(1 - v)/n
+    return np.maximum(1, np.where(independent | (binomial==0), 1, draws.var(0)/np.where(binomial>0, binomial, 1)))
+
 def largest_gap(
     out:Outcomes,
     metric:str='true_positive_rate', # one of those that `out` has
@@ -204,8 +209,7 @@ def largest_gap(
     est = Estimate(value, float(np.clip(low - open_, 0, value)), float(np.clip(high + open_, value, 1)), note=f'NOT ESTIMABLE: {", ".join(small[:5])}' if small else '', **shape)
     names = np.array(gm.groups)[known]
     pooled = k.sum()/n.sum()
-    binomial = np.maximum(pooled*(1 - pooled)/n[known], 1e-12)
-    worth = n[known]/np.maximum(1, draws[:,known].var(0)/binomial)
+    worth = n[known]/_design(v[known], n[known], draws[:,known], out.units is None)
     return Gap(est, names[v[known].argmax()], names[v[known].argmin()], float((null_gap(pooled, worth)>=value-1e-12).mean()), small, by)
 
 # %% ../nbs/components/groups.ipynb #230df352
