@@ -128,8 +128,9 @@ def outcomes(
     import pandas as pd
     y,d = np.asarray(label, float),np.asarray(decision, float)
     keep = ~np.isnan(y)
-    code,names = pd.factorize(pd.Series(np.asarray(groups, dtype=object) if not hasattr(groups, 'cat') else groups).reset_index(drop=True)[keep], sort=True)
-    y,d,names,m,shape = y[keep],d[keep],[str(c) for c in names],list(metrics),(-1, len(names), 4)
+    g = pd.Series(groups).reset_index(drop=True)[keep]
+    code,names = pd.factorize(g.astype(object).where(g.notna(), BLANK) if g.isna().any() else g, sort=True)
+    y,d,names,m,shape = y[keep],d[keep],[str(c) for c in names],list(metrics),(replicates, len(names), 4)
     lost = np.isnan(d)
     cell = code.astype(np.int64)*4 + (2*y + np.where(lost, 0, d)).astype(np.int64)
     who = None if clusters is None else _codes(pd.Series(np.asarray(clusters))[keep], len(cell))

@@ -72,7 +72,7 @@ def bbq_scores(
         for ambiguous in (True, False):
             part = [(i, c) for i,c in zip(items, chosen) if i['ambiguous']==ambiguous and category in ('all', i['category'])]
             if part: res[category, 'ambiguous' if ambiguous else 'disambiguated'] = _bbq(part, ambiguous)
-    return pd.DataFrame(res).T.rename_axis(['category', 'condition']).infer_objects()
+    return pd.DataFrame(res).T.rename_axis(['category', 'condition']).infer_objects() if res else pd.DataFrame(columns=['n', 'unread', 'accuracy', 'bias', 'low', 'high'])
 
 def _bbq(part, ambiguous):
     n,unread = len(part),sum(c is None for _,c in part)
