@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from .comparing import n_equivalent
-from .errors import PlaybookError
 from .evidence import GateSpec
-from .groups import Gap, Outcomes, binary, group_labels, largest_gap, outcomes, rate_table, worst_gap
+from .groups import Gap, Outcomes, binary, group_labels, largest_gap, outcomes, rate_table
 from .stats import Estimate
 
 # %% ../nbs/06_bias.ipynb #6c6294ad
@@ -140,7 +139,7 @@ def other_rates(
         for m in ('accuracy', 'false_positive_rate', 'selection_rate'): res[m.replace('_', ' '),c] = rate_table(o.gm, m)
         for name,values in kinds.items():
             o = outcomes([1.]*len(rows), values, group_labels(rows, [c]), clusters, ['true_positive_rate'], replicates=2)
-            res[f'{name} in answers',c] = rate_table(o.gm)
+            res[name,c] = rate_table(o.gm)
     return pd.concat(res, names=['rate', 'column', 'group']) if res else pd.DataFrame()
 
 # %% ../nbs/06_bias.ipynb #0edbed72
@@ -151,7 +150,7 @@ def plot_changes(
     "The gap before and after each mitigation, with the margin"
     import matplotlib.pyplot as plt
     fig,ax = plt.subplots(figsize=(7.5, .8*len(changes)+1), layout='constrained')
-    for y,(name,c) in enumerate(changes.items()):
+    for y,c in enumerate(changes.values()):
         for dy,gap,color in ((.15, c.before, '#b3261e'), (-.15, c.after, '#1b6e3c')):
             e = gap.estimate
             ax.plot([e.low, e.high], [y+dy]*2, color=color, lw=4, alpha=.5, solid_capstyle='butt')

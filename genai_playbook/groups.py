@@ -261,7 +261,7 @@ def mean_table(
         frame = MetricFrame(metrics=lambda a, b: b.mean(), y_true=v[keep], y_pred=v[keep], sensitive_features=groups[keep]).by_group
         for g,value in frame.items():
             at = keep & (groups==g)
-            e = mean(v[at], None if who is None else who[at])
+            e = mean(v[at], None if who is None else who[at], bounds=(0, 1) if v[keep].isin((0, 1)).all() else None)
             res[c,g] = dict(n=e.n, mean=value, low=e.low, high=e.high, note=e.note)
     return pd.DataFrame(res).T.rename_axis(['measure', 'group']).infer_objects() if res else pd.DataFrame(columns=['n', 'mean', 'low', 'high', 'note'])
 
@@ -280,6 +280,6 @@ def plot_rates(
         ax.plot([r.low, r.high], [y, y], color='#3b5b92' if ok else '#9a9a9a', lw=4 if ok else 1.5, alpha=.5, solid_capstyle='butt')
         if r.out_of: ax.plot(r.rate, y, 'o', color='#3b5b92' if ok else '#9a9a9a', mfc=None if ok else 'white', ms=6)
     ax.set_yticks(range(len(items)), [f'{name}  ({int(r["count"]):,} of {int(r.out_of):,})' for name,r in reversed(items)], fontsize=9)
-    ax.set(xlabel=xlabel, title=title)
+    ax.set(xlabel=xlabel, title=title, ylim=(-.6, len(items)-.4))
     ax.spines[['top','right']].set_visible(False)
     return fig

@@ -201,7 +201,6 @@ class Skills:
     confusion:np.ndarray # (reviewer, true label, given label)
     prior:np.ndarray # (label,)
     skill:np.ndarray # (reviewer,): chance to give the true label
-    rounds:int
 
 def _start(votes, k):
     counts = np.stack([(votes==v).sum(1) for v in range(k)], 1) + 1e-9
@@ -218,7 +217,7 @@ def dawid_skene(
     w,given = np.ones(len(votes)) if weights is None else np.asarray(weights, float),np.stack([votes==v for v in range(k)], -1).astype(float)
     flat,R = given.reshape(len(votes), -1),votes.shape[1]
     truth = _start(votes, k) if start is None else start
-    for step in range(1, rounds+1):
+    for _ in range(rounds):
         conf = ((truth*w[:,None]).T@flat).reshape(k, R, k).transpose(1, 0, 2) + smooth
         conf /= conf.sum(-1, keepdims=True)
         prior = (truth*w[:,None]).sum(0) + smooth
@@ -228,7 +227,7 @@ def dawid_skene(
         new /= new.sum(1, keepdims=True)
         moved,truth = np.abs(new-truth).max(),new
         if moved<1e-5: break
-    return Skills(truth, conf, prior, (prior*np.diagonal(conf, axis1=1, axis2=2)).sum(1), step)
+    return Skills(truth, conf, prior, (prior*np.diagonal(conf, axis1=1, axis2=2)).sum(1))
 
 # %% ../nbs/components/reviewers.ipynb #58ba02b3
 def mace(
@@ -240,7 +239,7 @@ def mace(
     w,given = np.ones(len(votes)) if weights is None else np.asarray(weights, float),np.stack([votes==v for v in range(k)], -1).astype(float)
     truth,R = _start(votes, k) if start is None else start,votes.shape[1]
     knows,habit = np.full(R, .8),np.full((R, k), 1/k)
-    for step in range(1, rounds+1):
+    for _ in range(rounds):
         tables = knows[:,None,None]*np.eye(k) + ((1-knows)[:,None]*habit)[:,None,:]
         logp = given.reshape(len(votes), -1)@np.log(np.maximum(tables, 1e-12)).transpose(0, 2, 1).reshape(-1, k)
         new = np.exp(logp - logp.max(1, keepdims=True))
@@ -253,7 +252,7 @@ def mace(
         habit /= habit.sum(1, keepdims=True)
         moved,truth = np.abs(new-truth).max(),new
         if moved<1e-5: break
-    return Skills(truth, tables, np.full(k, 1/k), knows, step)
+    return Skills(truth, tables, np.full(k, 1/k), knows)
 
 # %% ../nbs/components/reviewers.ipynb #1f087d48
 def skill_table(

@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'benchmark_file', 'read_bbq', 'bbq_prompt', 'read_choice', '
 
 # %% ../nbs/components/stereotypes.ipynb #c4c4a837
 import json, math, re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from .errors import PlaybookError
 from .stats import Estimate, proportion
@@ -173,7 +173,6 @@ def run_benchmark(
     n:int=400 # items at most, evenly spread
 ): # DataFrame of scores
     "Ask a benchmark's questions and score the answers"
-    import pandas as pd
     spread = lambda xs: [xs[i*len(xs)//min(n, len(xs))] for i in range(min(n, len(xs)))]
     if kind not in KINDS: raise PlaybookError(f'there is no benchmark {kind!r}; choose from {", ".join(KINDS)}')
     if kind=='bbq':
