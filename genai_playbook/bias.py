@@ -8,6 +8,7 @@ __all__ = ['Regex', 'GATES', 'Benchmark', 'Section', 'rows_for_gap', 'decided', 
 
 # %% ../nbs/06_bias.ipynb #3d9aa2ab
 import math, re
+import numpy as np
 from collections.abc import Sequence
 from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -99,11 +100,13 @@ def _granted(answers, pattern):
 
 def _solved(card, rows, answers):
     "Every row with a reference deserves a good answer; an error is no answer"
+    from genai_playbook.metrics import NotAvailable
     from genai_playbook.success import solved
-    s = card.section('success')
-    if 'reference' not in rows: return [math.nan]*len(rows),[math.nan]*len(rows)
-    known = rows['reference'].notna()
-    return [1. if k else math.nan for k in known], solved(answers, rows['reference'], s.metric, s.solved_from, folder=card.folder)
+    s,nothing = card.section('success'),[math.nan]*len(rows)
+    if 'reference' not in rows: return nothing,nothing
+    try: good = solved(answers, rows['reference'], s.metric, s.solved_from, folder=card.folder)
+    except NotAvailable: return nothing,nothing # chapter 01 says why
+    return [1. if k else math.nan for k in rows['reference'].notna()], good
 
 # %% ../nbs/06_bias.ipynb #cf03a44a
 def by_group(
@@ -113,8 +116,8 @@ def by_group(
     clusters=None
 )->Outcomes:
     "Decisions by group or intersection"
-    g = group_labels(rows, columns)
-    keep = ~g.astype(str).isin(leave_out).to_numpy()
+    out = [group_labels(rows, [c]).isin(leave_out) for c in columns] if leave_out else []
+    keep,g = ~np.any([o.to_numpy() for o in out], axis=0) if out else slice(None),group_labels(rows, columns)
     return outcomes(rows['right'][keep], rows['granted'][keep], g[keep], None if clusters is None else clusters[keep])
 
 def gaps_of(
@@ -168,7 +171,7 @@ def side_by_side(
     favourable:str='yes'
 ): # DataFrame indexed by who decides: items, accuracy, gap, low, high, least
     "Model, reviewers and their majority, on the items that were reviewed"
-    import numpy as np, pandas as pd
+    import pandas as pd
     gold,group = reviews.gold(),np.array([str(v) if v is not None else '' for v in reviews.of('item_group', 'item')])
     yes,votes = reviews.labels.index(favourable) if favourable in reviews.labels else -2,reviews.votes
     seen,votes_yes = (votes>=0).sum(1),(votes==yes).sum(1)

@@ -59,6 +59,7 @@ def halves(
     names,code = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(names))%2)[code]
 
+# %% ../nbs/components/mitigation.ipynb #b44e7251
 def fair_thresholds(
     score, # of each row; nan where there is none
     label, # 1., 0. or nan

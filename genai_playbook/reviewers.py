@@ -74,6 +74,7 @@ def read_reviews(
     votes[at[0], at[1]] = at[2]
     return Reviews(rows, items, reviewers, labels, votes, said + _odd(rows, votes, reviewers, labels))
 
+# %% ../nbs/components/reviewers.ipynb #3478d373
 def _odd(rows, votes, reviewers, labels):
     said,size = [],(votes>=0).sum(0)
     if len(reviewers)==1: said.append('there is one reviewer, so that nothing can be said about agreement')
@@ -289,6 +290,7 @@ def reviewer_table(
     for name,values in zip(('gap', 'gap_low', 'gap_high', 'least', 'gap_p'), zip(*[(g.estimate.value, g.estimate.low, g.estimate.high, g.least, g.p) for g in gaps])): res[name] = values
     return res.assign(gap_p=holm(res['gap_p']))
 
+# %% ../nbs/components/reviewers.ipynb #33d1d943
 def treatment_gap(
     reviews:Reviews,
     r:int, # number of the reviewer
@@ -309,6 +311,7 @@ def attainable_p(
     if min(a, b)<1: return 1.
     return (2 if a==b else 1)/math.comb(a+b, a)
 
+# %% ../nbs/components/reviewers.ipynb #7e947a37
 def permutation_test(
     values:Sequence[float], # one for each reviewer
     groups:Sequence, # of each reviewer; two different ones
@@ -341,6 +344,7 @@ def detectable(
     if min(a, b)<2 or attainable_p(a, b)>alpha: return math.inf
     return float(sd*math.sqrt(1/a+1/b)*(stdtrit(a+b-2, 1-alpha/2) + stdtrit(a+b-2, power)))
 
+# %% ../nbs/components/reviewers.ipynb #f55c2e4f
 def sign_flip_test(
     values:Sequence[float] # one for each reviewer; is their mean zero?
 )->tuple[float,float,float]: # mean, p, least p attainable
@@ -375,6 +379,7 @@ def tendencies(
         res[f'error rate, from first to last when sorted {name}'] = dict(effect=effect, p=p, attainable=least, reviewers=int(np.isfinite(slopes).sum()))
     return pd.DataFrame(res).T
 
+# %% ../nbs/components/reviewers.ipynb #3e2dd9cf
 def group_tests(
     reviews:Reviews,
     table # of `reviewer_table`
@@ -421,6 +426,7 @@ def to_adjudicate(
     given = [', '.join(f'{r}: {reviews.labels[v]}' for r,v in zip(reviews.reviewers, reviews.votes[i]) if v>=0) for i in at]
     return pd.DataFrame(dict(item=[reviews.items[i] for i in at], likely=[reviews.labels[j] for j in truth[at].argmax(1)], probability=truth[at].max(1), doubt=doubt[at], labels=given))
 
+# %% ../nbs/components/reviewers.ipynb #410d5a30
 def worst_accuracy(
     table # of `reviewer_table`
 )->Estimate:

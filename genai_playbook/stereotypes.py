@@ -184,6 +184,7 @@ def run_benchmark(
 
 def _row(e): return dict(value=e.value, low=e.low, high=e.high, n=e.n, unscored=e.unscored)
 
+# %% ../nbs/components/stereotypes.ipynb #2b654578
 def _run_crows(items, model):
     import pandas as pd
     if not hasattr(model, 'loaded'): raise PlaybookError('CrowS-Pairs compares likelihoods of sentences, which only a local model (kind transformers) gives')
