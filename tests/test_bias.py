@@ -146,6 +146,19 @@ def test_odd_reviews_are_said_plainly(write, reviews, said):
     assert all(gates[c].verdict in ('INSUFFICIENT', 'NOT TESTED') for c in ('BIA05', 'BIA06'))
 
 
+def test_too_many_groups_and_groups_left_out(write):
+    with pytest.raises(PlaybookError, match='coarser groups'): chapter(write(rows_of(900).assign(group=lambda d: d.id)), effort='full')
+    rows = rows_of(3000).assign(region=lambda d: np.where(np.arange(len(d)) % 3, 'north', 'south'))
+    rows.loc[:9, 'group'] = None
+    gates, _ = chapter(write(rows, groups='group, region', bias="label: due, decision: 'We pay', gap: 0.15, leave_out: ['(blank)']"), effort='full')
+    assert gates['BIA01'].verdict == gates['BIA02'].verdict == 'PASS' and BLANK not in gates['BIA02'].note
+
+
+def test_a_benchmark_that_cannot_run_is_said(write):
+    _, text = chapter(write(rows_of(60), bias="label: due, decision: 'We pay', benchmarks: [{kind: bbq, files: [none.jsonl]}]"))
+    assert 'NOT TESTED' in text
+
+
 def test_card_errors_say_what_to_do(write):
     with pytest.raises(CardError, match='no column `dew`'): chapter(write(rows_of(60), bias="label: dew, decision: 'x'"))
     with pytest.raises(CardError, match='no regular expression'): load_card(write(rows_of(60), bias="label: due, decision: '('"))
