@@ -187,7 +187,7 @@ def parts(
 class Threshold:
     "From which confidence on an answer may go out alone"
     value:float # accept where confidence >= value; inf: no threshold is certified
-    strictest:float # the first that was tried; nan when there was nothing to try
+    strictest:float # the first that was tried; the median where the answers are too few to try any; nan without a confidence
     risk:float # largest error among accepted answers
     level:float # confidence of the guarantee
     walk:'pd.DataFrame' # coverage, threshold, accepted, wrong, bound, certified: every step that was taken
@@ -217,8 +217,9 @@ def abstention_threshold(
     c,o,s = scores(conf, 'confidences'),scores(ok, 'right-or-wrong scores'),scores(scout, 'confidences')
     s = np.where(np.isnan(s), -1., s) # what has no confidence is the least sure
     need,n = n_zero_failures(1-risk, level),len(c)
-    if n<need or not len(s): return Threshold(math.inf, math.nan, risk, level, pd.DataFrame(), f'a risk of {risk:g} takes at least {need:,} accepted answers without an error; there are {n:,} to calibrate on' if n<need else 'nothing to lay thresholds by')
-    coverages = np.linspace(min(1., 2*need/n), 1., steps)
+    if not len(s): return Threshold(math.inf, math.nan, risk, level, pd.DataFrame(), 'there is nothing to lay thresholds by')
+    if n<need: return Threshold(math.inf, float(np.median(s)), risk, level, pd.DataFrame(), f'a risk of {risk:g} takes at least {need:,} accepted answers without an error, and there are {n:,} to calibrate on')
+    coverages = np.unique(np.linspace(min(1., 1.5*need/n), 1., steps))
     grid = [(k, t) for k,t in zip(coverages, np.quantile(s, 1-coverages, method='lower')) if t>=0] # a grid over confidences that repeats a value costs nothing
     walk = pd.DataFrame(_walk(np.where(np.isnan(c), -1., c), np.where(np.isnan(o), 1., 1-o), None if clusters is None else np.asarray(clusters), grid, risk, level))
     if walk.empty: return Threshold(math.inf, math.nan, risk, level, walk, 'too few answers have a confidence')
