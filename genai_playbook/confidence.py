@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASK', 'MIN_ECE', 'sequence_likelihood', 'consistency', 'sampled', 'verbal', 'asked', 'reliability', 'ece', 'brier',
-           'recalibrated', 'risk_coverage', 'aurc', 'parts', 'Threshold', 'abstention_threshold', 'accepted_error',
-           'conformal_quantile', 'coverage_by_group', 'plot_reliability', 'plot_risk_coverage']
+           'recalibrated', 'risk_coverage', 'aurc', 'parts', 'one_each', 'Threshold', 'abstention_threshold',
+           'accepted_error', 'conformal_quantile', 'coverage_by_group', 'plot_reliability', 'plot_risk_coverage']
 
 # %% ../nbs/components/confidence.ipynb #431f120a
 import hashlib, math, re
@@ -183,6 +183,17 @@ def parts(
     return np.searchsorted(np.cumsum(shares)[:-1], [at(x) for x in labels], side='right')
 
 # %% ../nbs/components/confidence.ipynb #22d97b0f
+def one_each(
+    clusters:Sequence, # label of each row's cluster
+    seed:int=0
+)->np.ndarray: # True for one row of each cluster
+    "One row of each cluster, drawn by a hash"
+    draw,best = [hashlib.sha256(f'{seed}:{c}:{i}'.encode('utf8', 'surrogatepass')).digest() for i,c in enumerate(clusters)],{}
+    for i,c in enumerate(clusters):
+        if c not in best or draw[i]<draw[best[c]]: best[c] = i
+    return np.isin(np.arange(len(draw)), list(best.values()))
+
+# %% ../nbs/components/confidence.ipynb #1c56e667
 @dataclass(frozen=True)
 class Threshold:
     "From which confidence on an answer may go out alone"
@@ -196,19 +207,18 @@ class Threshold:
     @property
     def found(self)->bool: return math.isfinite(self.value)
 
-def _walk(conf, err, clusters, grid, risk, level):
+def _walk(conf, err, grid, risk, level):
     for coverage,t in grid:
         use = conf>=t
-        e = proportion(err[use], None if clusters is None else clusters[use], level)
+        e = proportion(err[use], level=level)
         yield dict(coverage=coverage, threshold=t, accepted=int(use.sum()), wrong=int(np.nansum(err[use])), bound=e.high, certified=bool(use.any() and e.high<=risk))
         if not (use.any() and e.high<=risk): return
 
 def abstention_threshold(
-    conf, # of the calibration part; nan is never accepted
+    conf, # of the calibration part, independent answers as `one_each` gives them; nan is never accepted
     ok, # 1 right, 0 wrong; nan counts as wrong
     scout, # confidences of the scouting part
     risk:float=.05, # largest share of errors among accepted answers
-    clusters=None, # label of each calibration answer's cluster
     level:float=.95,
     steps:int=50 # thresholds to walk
 )->Threshold:
@@ -219,9 +229,9 @@ def abstention_threshold(
     need,n = n_zero_failures(1-risk, level),len(c)
     if not len(s): return Threshold(math.inf, math.nan, risk, level, pd.DataFrame(), 'there is nothing to lay thresholds by')
     if n<need: return Threshold(math.inf, float(np.median(s)), risk, level, pd.DataFrame(), f'a risk of {risk:g} takes at least {need:,} accepted answers without an error, and there are {n:,} to calibrate on')
-    coverages = np.unique(np.linspace(min(1., 1.5*need/n), 1., steps))
+    coverages = np.unique(np.linspace(min(1., 1.1*need/n), 1., steps))
     grid = [(k, t) for k,t in zip(coverages, np.quantile(s, 1-coverages, method='lower')) if t>=0] # a grid over confidences that repeats a value costs nothing
-    walk = pd.DataFrame(_walk(np.where(np.isnan(c), -1., c), np.where(np.isnan(o), 1., 1-o), None if clusters is None else np.asarray(clusters), grid, risk, level))
+    walk = pd.DataFrame(_walk(np.where(np.isnan(c), -1., c), np.where(np.isnan(o), 1., 1-o), grid, risk, level))
     if walk.empty: return Threshold(math.inf, math.nan, risk, level, walk, 'too few answers have a confidence')
     good = walk[walk['certified']]
     if len(good): return Threshold(float(good['threshold'].iloc[-1]), grid[0][1], risk, level, walk)
