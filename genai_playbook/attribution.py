@@ -10,7 +10,7 @@ __all__ = ['Attribution', 'attribution_html', 'Told', 'told', 'log_likelihoods',
 # %% ../nbs/components/attribution.ipynb #2748154d
 import math, re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from html import escape
 import numpy as np
 from .errors import PlaybookError
@@ -48,7 +48,7 @@ def attribution_html(
     said = f'<div><small>{escape(a.method)} · residual {a.residual:.2g} {a.unit}, tolerated {a.tolerance:.2g}</small></div>'
     if not a.shown: return f'<div><strong>Not shown</strong>: this attribution does not add up{": "+escape(a.note) if a.note else ""}.{said}</div>'
     most = np.nanmax(np.abs(a.scores)) or 1.
-    rank = {i: r+1 for r,i in enumerate(sorted(np.flatnonzero(np.isfinite(a.scores) & (a.scores!=0)), key=lambda i: -abs(a.scores[i]))[:ranked])}
+    rank = {i: r+1 for r,i in enumerate(sorted(np.flatnonzero(np.abs(np.nan_to_num(a.scores))>=.1*most), key=lambda i: -abs(a.scores[i]))[:ranked])}
     body = ''.join(_piece(p, s, s/most, rank.get(i), a.unit) for i,(p,s) in enumerate(zip(a.pieces, a.scores)))
     return (f'<div style="line-height:2.1;max-width:52em"><div>{body}</div><div>→ <strong>{escape(a.answer)}</strong></div>'
             f'<div><small>Thick line: moved the answer much. Solid: spoke for it; dotted: against it. Numbers: the strongest.</small></div>{said}</div>')

@@ -23,7 +23,7 @@ if TYPE_CHECKING: import pandas as pd
 @dataclass(frozen=True)
 class Claim:
     "A piece of an answer that its facts support or do not"
-    kind:str # number, date, name, sentence
+    kind:str # number, date, code, name, sentence
     text:str # as it stands in the answer
 
 _MONTHS = dict(zip('january february march april may june july august september october november december'.split(), range(1,13)))
@@ -32,6 +32,7 @@ _DAYS = 'monday tuesday wednesday thursday friday saturday sunday'.split()
 _MONTH = '|'.join(sorted(_MONTHS, key=len, reverse=True))
 _DATE = re.compile(rf'\b(?P<iso>\d{{4}}-\d\d-\d\d)\b|\b(?P<d1>\d{{1,2}})(?:st|nd|rd|th|\.)?\s+(?P<m1>{_MONTH})\b\.?(?:,?\s+(?P<y1>\d{{4}}))?|\b(?P<m2>{_MONTH})\b\.?\s+(?P<d2>\d{{1,2}})(?:st|nd|rd|th)?\b(?:,?\s+(?P<y2>\d{{4}}))?|\b(?P<day>{"|".join(_DAYS)})\b', re.I)
 _NAME = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+|(?<![\w.])[A-Z][\w'’-]*(?:\s+[A-Z][\w'’-]*)*")
+_CODE = re.compile(r"\b[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b|\+\d[\d ()/-]{6,}\d|\b(?=[A-Z0-9-]*\d)(?=[A-Z0-9-]*[A-Z])[A-Z0-9][A-Z0-9-]{4,}\b|\b\d{7,}\b") # accounts, telephones, orders
 _SENTENCE = re.compile(r'(?<=[.!?])\s+|\n+')
 
 def sentences(
@@ -64,12 +65,13 @@ def claims(
     answer:str,
     decimal:str='.' # the decimal sign in '1.234' and '1,234'
 )->list[Claim]:
-    "Numbers, dates, names and sentences of an answer, in this order within each sentence"
+    "Numbers, dates, codes, names and sentences of an answer, in this order within each sentence"
     res = []
     for s in sentences(answer):
         dates = [said for _,said in _dates(s)]
-        rest = _DATE.sub(' ', s)
-        res += [Claim('number', f'{q.value:f}'+(f' {q.unit}' if q.unit else '')) for q in quantities(rest, decimal)] + [Claim('date', d) for d in dates] + [Claim('name', n) for n in _names(s)]
+        codes = _CODE.findall(rest := _DATE.sub(' ', s))
+        res += [Claim('number', f'{q.value:f}'+(f' {q.unit}' if q.unit else '')) for q in quantities(_CODE.sub(' ', rest), decimal)]
+        res += [Claim('date', d) for d in dates] + [Claim('code', c) for c in codes] + [Claim('name', n) for n in _names(_CODE.sub(' ', s))]
         res.append(Claim('sentence', s))
     return res
 
@@ -104,6 +106,7 @@ def lexical(
     if claim.kind=='number':
         return float(all(_number_supported(q, _known_numbers(facts, decimal)) for q in quantities(claim.text)))
     if claim.kind=='date': return float(all(_date_supported(d, [k for k,_ in _dates(facts)]) for d,_ in _dates(claim.text)))
+    if claim.kind=='code': return float(re.sub(r'\W', '', claim.text) in re.sub(r'[^\w\n]', '', facts))
     if claim.kind=='name': return float(all(re.search(rf'(?<!\w){re.escape(w)}(?!\w)', facts, re.I) for w in claim.text.split()))
     said,known = content_words(claim.text),content_words(facts)
     return float(sum(w in known for w in said)>=overlap*len(said)) if said else math.nan
@@ -166,7 +169,7 @@ def claim_table(
 
 def supported_share(
     table:'pd.DataFrame', # of `claim_table`
-    kinds:Sequence[str]=('number','date','name','no answer'), # which claims count
+    kinds:Sequence[str]=('number','date','code','name','no answer'), # which claims count
     level:float=.95
 )->Estimate:
     "Share of claims that are supported, whole clusters counting as one"
@@ -179,7 +182,7 @@ def _lengths(table, kinds)->'pd.Series': return table[table['kind'].isin(kinds)]
 def standardised_share(
     table:'pd.DataFrame', # of the answers
     like:'pd.DataFrame', # claim table whose lengths are the standard: of references, or of today's answers
-    kinds:Sequence[str]=('number','date','name'),
+    kinds:Sequence[str]=('number','date','code','name'),
     longest:int=6 # answers with more claims are one group
 )->float: # nan where a length of the standard has no answer to speak for it
     "Share supported, at the lengths of `like`"
@@ -191,7 +194,7 @@ def standardised_share(
 
 def whole_answers(
     table:'pd.DataFrame',
-    kinds:Sequence[str]=('number','date','name','no answer')
+    kinds:Sequence[str]=('number','date','code','name','no answer')
 )->Estimate:
     "Share of answers with claims in which every claim is supported; one unknown claim leaves an answer unknown unless another fails"
     t = table[table['kind'].isin(kinds)]
@@ -208,4 +211,4 @@ def by_kind(
     for k,t in table.groupby('kind'):
         e = proportion(t['supported'].to_numpy(), t['cluster'].to_numpy())
         res[k] = dict(claims=len(t), supported=e.value, low=e.low, high=e.high, unscored=e.unscored)
-    return pd.DataFrame(res).T if res else pd.DataFrame(columns=['claims','supported','low','high','unscored'])
+    return pd.DataFrame(res).T.astype({'claims': int, 'unscored': int}) if res else pd.DataFrame(columns=['claims','supported','low','high','unscored'])

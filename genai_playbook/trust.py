@@ -110,12 +110,13 @@ def waiting(
 
 # %% ../nbs/05_trust.ipynb #9331c7b3
 def run_statements(
-    folder:str|Path, # of a finished run
+    folder:str|Path, # of a finished run; one that is still under way tells nothing yet
     skip:Sequence[str]=() # codes that are told already
 )->list: # of `disclosure.Statement`
     "What the gates of a finished run mean to users, each with the page and cell that proves it"
-    try: ev = json.loads((Path(folder)/'evidence.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): raise PlaybookError(f'`{Path(folder).name}` holds no evidence.json that can be read: name the folder of a finished run in `run_dir`') from None
+    if (here := Path(folder)).is_dir() and not (here/'evidence.json').exists(): return [] # the run that this chapter is part of
+    try: ev = json.loads((here/'evidence.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError): raise PlaybookError(f'`{here.name}` holds no evidence.json that can be read: name the folder of a finished run in `run_dir`') from None
     pages = {c['name']: c.get('html') or c.get('notebook') or '' for c in ev['chapters']}
     return [gate_statement(g, f"{pages.get(g['chapter']) or 'evidence.json'}#cell-{g['cell']}") for g in ev['gates'] if g['code'] not in skip]
 
