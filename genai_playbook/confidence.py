@@ -83,7 +83,7 @@ def asked(
 def parts(
     labels:Sequence, # of clusters, or ids of rows
     shares:Sequence[float]=(.1,.45,.45), # scouting, calibration, measurement; they sum to 1
-    seed:int=0
+    seed:int|str=0 # two splits of the same data must not share it
 )->np.ndarray: # 0, 1, 2, … for each row
     "Which part each row belongs to, by a hash of its cluster, not the one that samples are drawn by: a new row moves no old one"
     at = lambda x: int.from_bytes(hashlib.sha256(f'parts {seed}:{x}'.encode('utf8', 'surrogatepass')).digest()[:8], 'big')/2**64
@@ -137,8 +137,9 @@ def ece(
     table[np.arange(len(c)), at] = gap.round(4)
     value = float(np.abs(table.mean(0)).sum())
     high = float(np.quantile(np.abs(resampled_means(table, g, replicates, seed)).sum(1), .95))
-    half = parts(range(len(c)) if g is None else g, (.5,.5), seed)==1
-    low = mean(_signed(gap, at, half, bins), None if g is None else g[half], bounds=(-1,1)).low
+    half = parts(range(len(c)) if g is None else g, (.5,.5), f'halves {seed}')==1
+    signed,labels = _signed(gap, at, half, bins),None if g is None else g[half]
+    low = by_t.low if (by_t := mean(signed, labels)).enough else mean(signed, labels, bounds=(-1,1)).low
     lost,why = u/(len(c)+u),'' if units>=MIN_ECE else f'a calibration error needs {MIN_ECE} independent units, there are {units}'
     return Estimate(value, min(value, max(0., low)*(1-lost)), max(value, min(1., high*(1-lost)+lost)), enough=not why, note=why, **shape)
 
@@ -204,7 +205,7 @@ def one_each(
 class Threshold:
     "From which confidence on an answer may go out alone"
     value:float # accept where confidence >= value; inf: no threshold is certified
-    strictest:float # the first that was tried; the median where the answers are too few to try any; nan without a confidence
+    strictest:float # what to look at where none is certified: the first that was tried, or the surest half where that would be looser; nan without a confidence
     risk:float # largest error among accepted answers
     level:float # confidence of the guarantee
     walk:'pd.DataFrame' # coverage, threshold, accepted, wrong, bound, certified: every step that was taken
@@ -236,13 +237,13 @@ def abstention_threshold(
     if not len(s): return Threshold(math.inf, math.nan, risk, level, pd.DataFrame(), 'there is nothing to lay thresholds by')
     if n<need: return Threshold(math.inf, float(np.median(s)), risk, level, pd.DataFrame(), f'a risk of {risk:g} takes at least {need:,} accepted answers without an error, and there are {n:,} to calibrate on')
     fair = n_proportion(risk/2, risk, level) # accepted answers with which half the allowed error is usually shown
-    coverages = np.unique(np.linspace(min(1., max(1.1*need/n, min(.5, fair/n))), 1., steps))
-    grid = [(k, t) for k,t in zip(coverages, np.quantile(s, 1-coverages, method='lower')) if t>=0] # a grid over confidences that repeats a value costs nothing
-    walk = pd.DataFrame(_walk(np.where(np.isnan(c), -1., c), np.where(np.isnan(o), 1., 1-o), grid, risk, level))
-    if walk.empty: return Threshold(math.inf, math.nan, risk, level, walk, 'too few answers have a confidence')
-    good = walk[walk['certified']]
-    if len(good): return Threshold(float(good['threshold'].iloc[-1]), grid[0][1], risk, level, walk)
-    return Threshold(math.inf, grid[0][1], risk, level, walk, f'even the surest {grid[0][0]:.0%} of answers are not shown to err in at most {risk:.2g} of cases')
+    start = min(1., max(1.1*need/n, min(.5, fair/n)))
+    coverages = np.unique(np.linspace(start, 1., steps))
+    grid = [(k, t) for k,t in zip(coverages, np.quantile(s, 1-coverages, method='lower')) if t>=0]
+    strictest = float(np.quantile(s, 1-min(start, .5), method='lower'))
+    walk = pd.DataFrame(_walk(np.where(np.isnan(c), -1., c), np.where(np.isnan(o), 1., 1-o), grid, risk, level), columns=['coverage','threshold','accepted','wrong','bound','certified'])
+    if good := walk.loc[walk['certified'].astype(bool), 'threshold'].tolist(): return Threshold(float(good[-1]), strictest, risk, level, walk)
+    return Threshold(math.inf, max(0., strictest), risk, level, walk, f'the surest {start:.0%} of {n:,} answers are not shown to err in at most {risk:.2g} of cases')
 
 # %% ../nbs/components/confidence.ipynb #aaa30310
 def accepted_error(

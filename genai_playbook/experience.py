@@ -28,14 +28,14 @@ def stream_times(
     return pd.DataFrame([_arrival(system.uncached.stream(p)) for p in prompts], columns=['first_word','seconds','words','per_second'])
 
 def _arrival(chunks):
-    text,first,last,error = '',math.nan,math.nan,None
+    text,error,seconds,at = '',None,math.nan,[] # when each piece with a word in it was there
     for c in chunks:
-        text,last = text+c.text,c.seconds
-        if math.isnan(first) and re.search(r'\w', text): first = c.seconds
+        text,seconds = text+c.text,c.seconds
+        if re.search(r'\w', c.text): at.append(c.seconds)
         if c.answer: error,text = c.answer.error,c.answer.text
     words = len(text.split())
-    if error or not words: return math.nan,last,words,math.nan
-    return first,last,words,(words-1)/(last-first) if last>first and words>1 else math.nan
+    if error or not words or not at: return math.nan,seconds,words,math.nan
+    return at[0],seconds,words,(words-1)/(at[-1]-at[0]) if at[-1]>at[0] else math.nan
 
 # %% ../nbs/components/experience.ipynb #95d3283f
 _SORRY = re.compile(r"\b(sorry|apolog\w+|regret|unfortunately)\b", re.I)

@@ -147,3 +147,12 @@ def test_samples_differ_and_come_back():
 def test_recalibration_of_nothing():
     assert np.isnan(recalibrated([], [], [.5])).all() and len(recalibrated([.5], [1], [])) == 0
     assert math.isnan(recalibrated([.5, .9], [0, 1], [math.nan])[0])
+
+
+def test_calibration_error_of_a_part():
+    "The halves inside must not follow the parts outside, or one of them is empty"
+    rng = np.random.default_rng(6)
+    g = np.array([f'c{i}' for i in range(2000)])
+    new = parts(g) == 2
+    e = ece(np.full(new.sum(), .9), rng.random(new.sum()) < .6, g[new])
+    assert .2 < e.low < .3 < e.high
