@@ -45,19 +45,20 @@ class Statement:
     def __post_init__(self):
         if not self.href: raise PlaybookError(f'the statement "{self.text[:60]}" names no evidence: link it to the cell that measured it, or leave it out')
 
-_GOAL = {PASS: ('good', 'That meets our goal.'), FAIL: ('bad', 'That does not meet our goal.')}
+_GOAL = {PASS: ('good', 'do', 'That meets our goal.'), FAIL: ('bad', 'do not do', 'That does not meet our goal.')}
 
-PLAIN = {'SUC01': 'It gets about {per100} of 100 questions right.',
+PLAIN = {'SUC01': 'It gets {per100} of 100 questions right.',
     'SUC02': 'Next to our old way, it gets {more} questions right.',
-    'TRU01': 'When it is sure, about {per100} of 100 answers are wrong.',
-    'TRU02': 'It is sure enough in about {per100} of 100 cases. A person should see the others.',
-    'TRU03': 'How sure it says it is can be off by about {per100} points in 100.',
-    'TRU04': 'About {per100} of 100 facts that it states are in the data it was given.',
-    'TRU06': 'About {per100} of 100 answers say no and show no way on.'} # what gates of other chapters mean to a user; others are told by their name
+    'TRU01': 'When it is sure, {per100} of 100 answers are wrong.',
+    'TRU02': 'It is sure enough in {per100} of 100 cases. A person should see the others.',
+    'TRU03': 'How sure it says it is can be off by {per100} points in 100.',
+    'TRU04': '{per100} of 100 facts that it states are in the data it was given.',
+    'TRU05': 'The words that we mark as reasons for an answer {do} more than other words.',
+    'TRU06': '{per100} of 100 answers say no and show no way on.'} # what gates of other chapters mean to a user; others are told by their name
 
 def _per100(x:float)->str:
     if math.isnan(x): return 'an unknown number'
-    return 'none' if x==0 else 'fewer than 1' if x<.005 else 'more than 99' if .995<=x<1 else f'{100*x:.0f}'
+    return 'none' if x==0 else 'fewer than 1' if x<.005 else 'more than 99' if .995<=x<1 else 'all' if x==1 else f'about {100*x:.0f}'
 
 def gate_statement(
     gate:Mapping, # what `Gate.to_dict()` gives, or evidence.json holds
@@ -66,10 +67,10 @@ def gate_statement(
 )->Statement:
     "What a gate means to somebody who uses the assistant"
     value = math.nan if gate.get('value') is None else float(gate['value'])
-    kind,goal = _GOAL.get(gate['verdict'], ('open', 'We do not know yet if that meets our goal.'))
+    kind,do,goal = _GOAL.get(gate['verdict'], ('open', 'may do', 'We do not know yet if that meets our goal.'))
     if math.isnan(value): return Statement(f"Not tested yet: {gate['name'][:1].lower()+gate['name'][1:]}.", href, 'open')
-    said = plain.get(gate['code'], 'We tested this: {name}.').format(per100=_per100(value), name=gate['name'][:1].lower()+gate['name'][1:], more='more' if value>0 else 'fewer')
-    return Statement(f"{said} {goal}", href, kind)
+    said = plain.get(gate['code'], 'We tested this: {name}.').format(per100=_per100(value), name=gate['name'][:1].lower()+gate['name'][1:], more='more' if value>0 else 'fewer', do=do)
+    return Statement(f"{said[:1].upper()+said[1:]} {goal}", href, kind)
 
 def slice_statements(
     table:'pd.DataFrame', # of `success.by_slice`, worst first
@@ -80,7 +81,7 @@ def slice_statements(
 )->list[Statement]:
     "The slices that are clearly worse than the whole: those whose upper bound lies below it"
     bad = table[table['high']<overall].head(most)
-    return [Statement(f'It is weak at {of} "{k}". There it gets about {_per100(r.solved)} of 100 right.', href, 'bad') for k,r in bad.iterrows()]
+    return [Statement(f'It is weak at {of} "{k}". There it gets {_per100(r.solved)} of 100 right.', href, 'bad') for k,r in bad.iterrows()]
 
 # %% ../nbs/components/disclosure.ipynb #2dbc8d0c
 def _where(spec)->str:

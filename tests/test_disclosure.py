@@ -34,7 +34,7 @@ def test_not_tested_is_said(value):
     assert s.kind == 'open' and s.text.startswith('Not tested yet')
 
 
-@pytest.mark.parametrize('value, said', [(0., 'none of 100'), (.001, 'fewer than 1'), (.999, 'more than 99'), (1., '100 of 100'), (.5, '50 of 100')])
+@pytest.mark.parametrize('value, said', [(0., 'none of 100'), (.001, 'fewer than 1'), (.999, 'more than 99'), (1., 'all of 100'), (.5, '50 of 100')])
 def test_shares_in_plain_numbers(value, said):
     assert said in gate_statement(dict(code='SUC01', name='x', verdict='PASS', value=value), '#x').text.replace('about ', '').replace('gets ', '')
 
