@@ -233,6 +233,7 @@ class Faithfulness:
         "Mean advantage of the order over random ones, of deletion and insertion"
         return (self.area(self.random_deletion)-self.area(self.deletion) + self.area(self.insertion)-self.area(self.random_insertion))/2
 
+# %% ../nbs/components/attribution.ipynb #cc1def90
 def faithfulness(
     value:Callable[[np.ndarray],np.ndarray], # versions × pieces (False: hidden) -> 0 … 1 for each version
     scores:np.ndarray, # of the pieces; nan is never hidden

@@ -214,6 +214,7 @@ class Threshold:
     @property
     def found(self)->bool: return math.isfinite(self.value)
 
+# %% ../nbs/components/confidence.ipynb #8368a89d
 def _walk(conf, err, grid, risk, level):
     for coverage,t in grid:
         use = conf>=t

@@ -56,6 +56,7 @@ PLAIN = {'SUC01': 'It gets {per100} of 100 questions right.',
     'TRU05': 'The words that we mark as reasons for an answer {do} more than other words.',
     'TRU06': '{per100} of 100 answers say no and show no way on.'} # what gates of other chapters mean to a user; others are told by their name
 
+# %% ../nbs/components/disclosure.ipynb #8820e1e5
 def _per100(x:float)->str:
     if math.isnan(x): return 'an unknown number'
     return 'none' if x==0 else 'fewer than 1' if x<.005 else 'more than 99' if .995<=x<1 else 'all' if x==1 else f'about {100*x:.0f}'
