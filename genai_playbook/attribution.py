@@ -88,6 +88,7 @@ def told(
     special = {*m.tok.all_special_ids, *(i for i,t in m.tok.added_tokens_decoder.items() if t.special)}
     return Told(model, ids, target, np.array([i for i,t in enumerate(ids) if t not in special], int), answer)
 
+# %% ../nbs/components/attribution.ipynb #343597fe
 def log_likelihoods(
     t:Told,
     keep:np.ndarray, # versions × prompt tokens: False hides a token
