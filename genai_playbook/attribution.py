@@ -97,43 +97,45 @@ def log_likelihoods(
 )->np.ndarray: # nats, one for each version
     "Log-probability of the answer when parts of the prompt are hidden"
     import torch
-    net,n,res = t.model.loaded.net,len(t.ids),[]
+    net,n,m,res = t.model.loaded.net,len(t.ids),len(t.target),[]
     full,target = torch.tensor(t.ids+t.target),torch.tensor(t.target)
+    batch,last = max(1, min(batch, 16384//len(full))),dict(logits_to_keep=m+1) if 'logits_to_keep' in t.model.loaded.takes else {} # a long prompt's logits fill any memory
     for part in np.array_split(keep, max(1, math.ceil(len(keep)/batch))):
         seen = torch.ones(len(part), len(full), dtype=torch.long)
         x = full.repeat(len(part), 1)
         if instead is None: seen[:,:n] = torch.as_tensor(part, dtype=torch.long)
         else: x[:,:n] = torch.where(torch.as_tensor(part), x[:,:n], instead)
         with torch.inference_mode():
-            logits = net(input_ids=x.to(net.device), attention_mask=seen.to(net.device), position_ids=torch.arange(len(full), device=net.device).repeat(len(part), 1), use_cache=False).logits
-        logp = logits[:,n-1:-1].float().log_softmax(-1).cpu()
+            logits = net(input_ids=x.to(net.device), attention_mask=seen.to(net.device), position_ids=torch.arange(len(full), device=net.device).repeat(len(part), 1), use_cache=False, **last).logits
+        logp = logits[:,-m-1:-1].float().log_softmax(-1).cpu()
         res.append(logp.gather(2, target.repeat(len(part), 1)[:,:,None])[:,:,0].sum(1).numpy())
     return np.concatenate(res).astype(float)
 
-def _without(t, places): # versions, each lacking one of `places`
-    keep = np.ones((len(places), len(t.ids)), bool)
-    keep[np.arange(len(places)), places] = False
+def _without(t, spans): # versions, each lacking one of the spans of positions
+    keep = np.ones((len(spans), len(t.ids)), bool)
+    for row,span in zip(keep, spans): row[span] = False
     return keep
 
 # %% ../nbs/components/attribution.ipynb #2148a164
-def _residual(t, whole, scores, instead):
+def _residual(t, whole, lost, spans, instead):
     said = t.answer.logprob*t.answer.tokens_out if t.answer.logprob is not None and t.answer.tokens_out==len(t.target) else math.nan
     own = abs(whole-said) if not math.isnan(said) else math.inf # the text does not give back the tokens that were generated
-    places = [i for i in t.free[np.argsort(-np.abs(scores[t.free]))][:2]]
-    alone = [abs(whole-log_likelihoods(t, _without(t, [i]), instead)[0]-scores[i]) for i in places]
+    alone = [abs(whole-log_likelihoods(t, _without(t, [spans[k]]), instead)[0]-lost[k]) for k in np.argsort(-np.abs(lost))[:2]]
     return float(max([own,*alone]))
 
 def leave_one_out(
     t:Told,
     instead:int|None=None, # as in `log_likelihoods`
     tolerance:float=.01, # nats
-    batch:int=64
+    batch:int=64,
+    most:int=256 # versions to try; in a longer prompt neighbours are hidden together and share what that costs
 )->Attribution:
     "What the answer's log-probability loses without each token"
-    f = log_likelihoods(t, np.vstack([np.ones((1, len(t.ids)), bool), _without(t, t.free)]), instead, batch)
-    scores = np.full(len(t.ids), math.nan)
-    scores[t.free] = f[0]-f[1:]
-    return Attribution(t.pieces, scores, t.answer.text, 'leave one out', 'nats', _residual(t, f[0], scores, instead), tolerance)
+    spans = [x for x in np.array_split(t.free, max(1, min(len(t.free), most))) if len(x)]
+    f = log_likelihoods(t, _without(t, [[], *spans]), instead, batch)
+    scores,lost = np.full(len(t.ids), math.nan),f[0]-f[1:]
+    for span,x in zip(spans, lost): scores[span] = x/len(span)
+    return Attribution(t.pieces, scores, t.answer.text, 'leave one out', 'nats', _residual(t, f[0], lost, spans, instead), tolerance)
 
 # %% ../nbs/components/attribution.ipynb #14c0a119
 def checked(
@@ -148,7 +150,7 @@ def checked(
     if s.shape!=(len(t.ids),): raise PlaybookError(f'{len(t.ids)} tokens meet {s.size} scores: every token needs one, nan where there is none.')
     places = np.flatnonzero(np.isfinite(s))
     whole = log_likelihoods(t, np.ones((1, len(t.ids)), bool), instead)[0]
-    true = whole-log_likelihoods(t, _without(t, places), instead)
+    true = whole-log_likelihoods(t, _without(t, places[:,None]), instead)
     return Attribution(t.pieces, s, t.answer.text, method, 'nats', float(np.abs(true-s[places]).max(initial=0.)), tolerance, 'brute force gives other numbers')
 
 # %% ../nbs/components/attribution.ipynb #7dcd3d87

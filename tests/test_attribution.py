@@ -150,3 +150,11 @@ def test_values_lie_between_0_and_1(case):
     assert ((0 <= v) & (v <= 1)).all()
     box = PythonModel(lambda p: 'yes')
     assert list(answer_value(box, ['a ', 'b'], 'yes')(np.array([[True, True], [False, False]]))) == [1., 0.]
+
+
+def test_long_prompts_hide_neighbours_together(case):
+    short = leave_one_out(case, most=3)
+    seen = [s for s in short.scores if np.isfinite(s)]
+    assert len(set(np.round(seen, 9))) <= 3 and len(seen) == len(case.free)
+    a, b = leave_one_out(case), leave_one_out(case, most=10_000)
+    assert np.array_equal(a.scores, b.scores, equal_nan=True)
