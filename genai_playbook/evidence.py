@@ -223,7 +223,7 @@ def gate_step(
     "What to do about a gate that did not pass"
     if g.verdict==FAIL: step = g.advice or f'Improve {g.metric}, then run again.'
     elif g.verdict==NOT_TESTED: step = f'Make it measurable: {g.note}' if g.note else 'Run its chapter.'
-    elif g.needed: step = f'Collect about {g.needed-g.n:,} more rows ({g.n:,} now, {g.needed:,} would decide if the value stays).'
+    elif g.needed: step = f'Collect about {g.needed-g.n:,} more observations ({g.n:,} now, {g.needed:,} would decide if the value stays).'
     elif not g.n: step = 'Nothing was scored: give its chapter data.'
     elif g.unscored: step = f'Score the {g.unscored:,} rows that have no score first (errors, empty answers, no reference): more rows will not decide while they are open.'
     else: step = 'The value lies on the threshold: more rows will not decide; improve the system or settle the target.'
@@ -235,7 +235,8 @@ def decide(
     exemptions:Iterable[dict]=(),
     waivers:Iterable[dict]=(),
     chosen:Iterable[str]|None=None,
-    today:date|None=None
+    today:date|None=None,
+    effort:str='full' # 'quick': the run took a sample
 )->Decision:
     "GO, NO-GO or INSUFFICIENT EVIDENCE, from what was measured"
     sc = scope_of(gates, exemptions, waivers, chosen, today)
@@ -250,7 +251,9 @@ def decide(
     reasons = [f'{g.code} failed: {g.name.lower()} {_bounds(g)}' for g in failed] + [f'{g.code} {g.verdict.lower()}: {g.name.lower()} {_bounds(g)}' for g in open_]
     reasons += [f'Chapter {b} broke' for b in broke] + ([f"Nobody measured {', '.join(untouched)}"] if untouched else [])
     reasons += [f'{c} is waived' for c in sc['waived']]
-    steps = [gate_step(g) for g in failed+open_] + [dict(code=b, step='Open its notebook at the traceback, mend what it names (your card, your data or the chapter), and run again.') for b in broke]
+    steps = [gate_step(g) for g in failed]
+    if effort=='quick' and any(g.verdict==INSUFFICIENT for g in live): steps.append(dict(code='effort', step='This run took a sample: run with `--effort full` before you collect anything.'))
+    steps += [gate_step(g) for g in open_] + [dict(code=b, step='Open its notebook at the traceback, mend what it names (your card, your data or the chapter), and run again.') for b in broke]
     steps += [gate_step(g) for g in live if not g.hard and g.verdict==FAIL]
     if untouched: steps.append(dict(code='scope', step=f"Nothing measured {', '.join(untouched)}: run the chapters that exist, and exempt what does not apply, each with an owner and a reason."))
     return Decision(v, _headline(v, sc, failed, open_, broke, untouched), reasons, steps, sc, code)

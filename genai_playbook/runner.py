@@ -264,7 +264,7 @@ def finish(
     from genai_playbook.evidence import decide
     gates, records = gather(run)
     chapters = [{k: v for k, v in asdict(c).items() if k != 'key'} for c in run.chapters]
-    evidence = dict(schema='genai_playbook/evidence/1', decision=decide(gates, chapters, run.exemptions, chosen=run.chosen).to_dict(), gates=[g.to_dict() for g in gates], chapters=chapters,
+    evidence = dict(schema='genai_playbook/evidence/1', decision=decide(gates, chapters, run.exemptions, chosen=run.chosen, effort=run.effort).to_dict(), gates=[g.to_dict() for g in gates], chapters=chapters,
                     poc=dict(name=card.name, card=run.card, promise=card.outcome.promise), environment=report.environment(), digests=run.digests, records=records, effort=run.effort,
                     parameters=run.parameters, partial=run.chosen is not None, started=run.started, finished=run.finished)
     report.write_evidence(evidence, run.folder/'evidence.json')

@@ -51,7 +51,7 @@ def success(evidence):
 
 def test_transformers(poc, tmp_path):
     card, _ = poc(f'{{kind: transformers, path: "{DEMO/"model"}", max_new_tokens: 40, batch_size: 128, dtype: float32}}')
-    g = success(run(card, out=tmp_path/'out', effort='full'))
+    g = success(run(card, out=tmp_path/'out', effort='quick'))
     assert g['n'] == ROWS and .7 < g['value'] < .99 and g['clusters'] < ROWS
 
 
@@ -59,7 +59,7 @@ def test_recorded(poc, tmp_path):
     card, rows = poc('{kind: recorded, path: log.jsonl, answer: text, id: id}')
     with open(tmp_path/'log.jsonl', 'w', encoding='utf-8') as f:
         for i, r in enumerate(rows[:-3]): f.write(json.dumps(dict(id=r['id'], text=r['reference'] if i % 2 else 'I do not know.')) + '\n')
-    g = success(run(card, out=tmp_path/'out', effort='full'))
+    g = success(run(card, out=tmp_path/'out', effort='quick'))
     assert (g['n'], g['unscored'], g['verdict']) == (ROWS-3, 3, 'FAIL')   # rows without an answer are counted, not dropped
     assert g['value'] == pytest.approx(sum(i % 2 for i in range(ROWS-3))/(ROWS-3))
 
@@ -73,7 +73,7 @@ async def answer(prompt):
     if 'damage' in prompt: raise RuntimeError('backend down')
     return known[prompt]
 ''')
-    g = success(run(card, out=tmp_path/'out', effort='full'))
+    g = success(run(card, out=tmp_path/'out', effort='quick'))
     failed = sum('damage' in f"{r['context']}\n{r['prompt']}" for r in rows)
     assert failed > 0 and (g['n'], g['unscored'], g['value']) == (ROWS-failed, failed, 1.)
     assert g['verdict'] != 'PASS'   # everything that was answered is right, and still the unanswered may all be wrong
