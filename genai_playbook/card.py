@@ -499,9 +499,10 @@ def card_face(card:Card)->str: # markdown
     rows = [('Promise', _cell(spec.outcome.promise)), ('Model', _cell(_model_line(spec.model, card.folder))), ('Data', _data_line(card)), ('Risk tier', spec.risk_tier)]
     rows += [('Guards', _cell(', '.join(guards)))]*bool(guards) + [('Fallbacks', str(len(spec.fallbacks)))]*bool(spec.fallbacks)
     rows += [('Left out', _cell(', '.join(f'{e.chapter} ({e.owner}: {e.reason})' for e in spec.exemptions)))]*bool(spec.exemptions)
-    for g in card.gates():
-        why = f': {_cell(spec.gates[g.code].because)}' if g.code in spec.gates else ''
-        rows.append((g.code, f'{_cell(g.name)} {"≥" if g.direction==">=" else "≤"} {card.threshold(g):g}' + ('' if card.is_hard(g) and not why else f' ({"hard" if card.is_hard(g) else "advisory"}{why})')))
+    changed = [g for g in card.gates() if g.code in spec.gates]
+    for g in changed:
+        rows.append((g.code, f'{_cell(g.name)} {"≥" if g.direction==">=" else "≤"} {card.threshold(g):g} ({"hard" if card.is_hard(g) else "advisory"}: {_cell(spec.gates[g.code].because)})'))
+    if len(changed)<len(card.gates()): rows.append(('Gates', f'{len(card.gates())}, of which {sum(map(card.is_hard, card.gates()))} hard'))
     return f'| **{_cell(card.name)}** | {"bundled with the playbook" if card.bundled else ""} |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows)
 
 # %% ../nbs/foundations/card.ipynb #6baeee86
