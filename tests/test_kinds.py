@@ -28,6 +28,12 @@ success: {{target: 0.95}}
 '''
 
 
+@pytest.fixture(params=[['success', 'decision'], pytest.param(None, marks=pytest.mark.slow)], ids=['first chapter', 'whole playbook'])
+def chapters(request):
+    "What of the playbook runs"
+    return request.param
+
+
 @pytest.fixture
 def poc(tmp_path):
     "Writes a card for `model` beside the first rows of the demo's data, and `rows` themselves"
@@ -49,22 +55,22 @@ def success(evidence):
     return next(g for g in evidence['gates'] if g['code'] == 'SUC01')
 
 
-def test_transformers(poc, tmp_path):
+def test_transformers(poc, tmp_path, chapters):
     card, _ = poc(f'{{kind: transformers, path: "{DEMO/"model"}", max_new_tokens: 40, batch_size: 128, dtype: float32}}')
-    g = success(run(card, out=tmp_path/'out', effort='quick'))
+    g = success(run(card, out=tmp_path/'out', effort='quick', chapters=chapters))
     assert g['n'] == ROWS and .7 < g['value'] < .99 and g['clusters'] < ROWS
 
 
-def test_recorded(poc, tmp_path):
+def test_recorded(poc, tmp_path, chapters):
     card, rows = poc('{kind: recorded, path: log.jsonl, answer: text, id: id}')
     with open(tmp_path/'log.jsonl', 'w', encoding='utf-8') as f:
         for i, r in enumerate(rows[:-3]): f.write(json.dumps(dict(id=r['id'], text=r['reference'] if i % 2 else 'I do not know.')) + '\n')
-    g = success(run(card, out=tmp_path/'out', effort='quick'))
+    g = success(run(card, out=tmp_path/'out', effort='quick', chapters=chapters))
     assert (g['n'], g['unscored'], g['verdict']) == (ROWS-3, 3, 'FAIL')   # rows without an answer are counted, not dropped
     assert g['value'] == pytest.approx(sum(i % 2 for i in range(ROWS-3))/(ROWS-3))
 
 
-def test_python(poc, tmp_path):
+def test_python(poc, tmp_path, chapters):
     card, rows = poc('{kind: python, target: "mine:answer"}')
     (tmp_path/'mine.py').write_text('''import csv, pathlib
 here = pathlib.Path(__file__).parent
@@ -73,7 +79,7 @@ async def answer(prompt):
     if 'damage' in prompt: raise RuntimeError('backend down')
     return known[prompt]
 ''')
-    g = success(run(card, out=tmp_path/'out', effort='quick'))
+    g = success(run(card, out=tmp_path/'out', effort='quick', chapters=chapters))
     failed = sum('damage' in f"{r['context']}\n{r['prompt']}" for r in rows)
     assert failed > 0 and (g['n'], g['unscored'], g['value']) == (ROWS-failed, failed, 1.)
     assert g['verdict'] != 'PASS'   # everything that was answered is right, and still the unanswered may all be wrong
@@ -99,10 +105,10 @@ def served():
         p.wait(30)
 
 
-def test_openai_endpoint(poc, served, tmp_path):
+def test_openai_endpoint(poc, served, tmp_path, chapters):
     url, name = served
     card, _ = poc(f'{{kind: openai, base_url: "{url}", model: "{name}", max_new_tokens: 40, concurrency: 4}}')
-    g = success(run(card, out=tmp_path/'out', effort='quick', params=dict(success=dict(sample=40))))
+    g = success(run(card, out=tmp_path/'out', effort='quick', chapters=chapters, params=dict(success=dict(sample=40))))
     assert 40 <= g['n'] + g['unscored'] <= 50 and g['unscored'] == 0 and .5 < g['value'] <= 1
 
 
