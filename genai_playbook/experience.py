@@ -43,7 +43,9 @@ _PERSON = re.compile(r"\b(colleagues?|human|a person|someone|agents?|team member
 _NO = re.compile(r"\b(cannot|can['’]?t|can not|unable|not able|not possible|impossible|too late|not allowed|do(es)? not know|don['’]t know|can only help|no longer)\b", re.I)
 _WAY = re.compile(r"\?|\b(please|instead|you can|you may|try|call|contact|write to|visit|reply|click|choose|send)\b|https?://|www\.|[\w.+-]+@[\w-]+\.\w+|\+\d[\d ]{6,}", re.I)
 
-def apologises(text:str)->bool: return bool(_SORRY.search(text))
+def apologises(text:str)->bool:
+    "Does an answer say that it is sorry?"
+    return bool(_SORRY.search(text))
 
 def hands_over(
     answer:Answer,

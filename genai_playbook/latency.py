@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from .evidence import GateSpec
-from .stats import Estimate, mean
-from .timing import Call, Journey, Noise, calls_needed, quantile, under_noise
+from .stats import Estimate, mean, n_zero_failures
+from .timing import Call, Journey, Noise, quantile, under_noise
 
 # %% ../nbs/02_latency.ipynb #ab0f8630
 class Section(BaseModel):
@@ -25,7 +25,7 @@ def calls_to_show(
     limit:float # in milliseconds; the plan does not depend on it
 )->int:
     "Calls with which p95 can be bounded, if none is too slow"
-    return calls_needed(.95)
+    return n_zero_failures(.95)
 
 GATES = [
     GateSpec('LAT01', 'Time to the whole answer', 'p95 end to end, one request at a time', 'service_levels.latency_p95_ms', 10_000., '<=', unit='ms', plan=calls_to_show, range=(0., math.inf),

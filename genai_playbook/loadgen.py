@@ -179,7 +179,8 @@ class _Background(threading.Thread):
         except BaseException as e: self.failed = e
         finally: self.over.set()
 
-def wait_for(threads:Sequence[_Background], seconds:float=math.inf):
+def wait_for(threads:Sequence[_Background], seconds:float=math.inf)->None:
+    "Wait until all are over, at most so long, and let an interrupt through"
     until = time.monotonic()+seconds
     for t in threads:
         while not t.over.wait(.2) and time.monotonic()<until: pass
@@ -191,7 +192,7 @@ def _in_processes(jobs:list[Job])->list[tuple[Recording,dict]]:
     results:list = [None]*len(jobs)
     def collect(i):
         try: results[i] = pickle.load(running[i].stdout)
-        except (EOFError, pickle.UnpicklingError): pass
+        except (EOFError, pickle.UnpicklingError): pass # it ended early: its place stays empty and is named below
     readers = [_Background(collect, i) for i in range(len(jobs))]
     try:
         begin = clock()+int((.35+.05*len(jobs))*1e9) # time enough for Python to start

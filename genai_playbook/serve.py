@@ -16,6 +16,7 @@ from typing import Any
 from fastcore.basics import patch
 from .errors import PlaybookError
 from .local_model import SMALL
+from .timing import usable_cpus
 from .models import Answer, BadPrompt, Chunk, Model, Prompt, as_messages, contents, failed
 
 # %% ../nbs/components/serve.ipynb #e5fc15c2
@@ -143,7 +144,7 @@ class Engine:
 def _useful_workers(system, batches)->int:
     if not batches: return max(1, int(system.about.get('concurrency') or 4))
     small = system.about.get('device')=='cpu' and system.model.loaded.net.num_parameters()<SMALL
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1) if small else 1
+    return max(1, usable_cpus()) if small else 1
 
 def _one_thread_each(workers): # small tensors are not worth dividing among cores
     if workers>1 and 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)
