@@ -241,6 +241,13 @@ class Card(Rows):
         from genai_playbook.answer_cache import with_cache
         return with_cache(self._model, private=self.data.private)
 
+    def with_model(self,
+        spec:ModelSpec|None=None, # another model; None: this one's
+        **settings # of the model, such as seed
+    )->'Card':
+        "This card with another model, or with other settings of its own"
+        return replace(self, spec=self.spec.model_copy(update=dict(model=(spec or self.spec.model).model_copy(update=settings))))
+
     def system(self)->'Model':
         "What users would meet: the model behind the card's prompt, guards and fallbacks"
         from genai_playbook.system import System

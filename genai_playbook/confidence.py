@@ -10,7 +10,7 @@ __all__ = ['ASK', 'MIN_ECE', 'sequence_likelihood', 'consistency', 'sampled', 'v
 # %% ../nbs/components/confidence.ipynb #431f120a
 import hashlib, math, re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 import numpy as np
 from .errors import PlaybookError
@@ -52,8 +52,7 @@ def sampled(
     spec = card.model_spec
     if not card.model().live or getattr(spec, 'deterministic', False): return []
     if not hasattr(spec, 'temperature'): return [card.system().answer(list(prompts)) for _ in range(draws)]
-    def other(k): return replace(card, spec=card.spec.model_copy(update=dict(model=spec.model_copy(update=dict(temperature=temperature, seed=spec.seed+k)))))
-    return [other(k).system().answer(list(prompts)) for k in range(draws)]
+    return [card.with_model(temperature=temperature, seed=spec.seed+k).system().answer(list(prompts)) for k in range(draws)]
 
 # %% ../nbs/components/confidence.ipynb #1ad4b93c
 ASK = 'How likely is it that your answer is right? Reply with a percentage between 0 and 100, and nothing else.'

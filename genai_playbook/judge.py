@@ -410,7 +410,7 @@ def judge_models(
     "The judge's models"
     for k in range(judge.repeats):
         seed = dict(seed=judge.model.seed+k) if hasattr(judge.model, 'seed') else {}
-        with _named(card): yield replace(card, spec=card.spec.model_copy(update=dict(model=judge.model.model_copy(update=seed)))).model()
+        with _named(card): yield card.with_model(judge.model, **seed).model()
 
 _WORDS = {'1': 1., 'yes': 1., 'true': 1., 'right': 1., '1.0': 1., '0': 0., 'no': 0., 'false': 0., 'wrong': 0., '0.0': 0.}
 

@@ -9,7 +9,6 @@ __all__ = ['GATES', 'SUC04', 'Section', 'rows_to_show', 'samples', 'tries_needed
 
 # %% ../nbs/01_success.ipynb #61870656
 import json, math, operator
-from dataclasses import replace
 from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from .estimating import estimate
@@ -76,7 +75,7 @@ def ask_repeatedly(
     m,res,seeds = card.model_spec,[],[]
     for i in range(k):
         seed = m.seed+i if hasattr(m, 'seed') else None
-        again = card if not i or seed is None else replace(card, spec=card.spec.model_copy(update=dict(model=m.model_copy(update=dict(seed=seed)))))
+        again = card if not i or seed is None else card.with_model(seed=seed)
         res.append(again.system().answer(prompts, progress and (lambda done, total, i=i: progress(i*total+done, k*total))))
         seeds.append(seed)
     return res,seeds
