@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import cache
 from pathlib import Path
 
 from genai_playbook.errors import PlaybookError
@@ -137,7 +138,7 @@ def _check_pages(run, ev: dict) -> list[Check]:
     "Pages and summaries come out of the notebooks and evidence.json again, letter for letter"
     from genai_playbook import report
     bad, names = [], {c.notebook: c for c in run.chapters if c.notebook}
-    ev = ev | {k: {n: ev[k][n] for n in [*order, *ev[k]] if n in ev[k]} for k, order in dict(environment=report.environment(), digests=run.digests).items()}  # JSON forgot their order, pages have it
+    ev = ev | {k: {n: ev[k][n] for n in [*order, *ev[k]] if n in ev[k]} for k, order in dict(environment=_here(), digests=run.digests).items()}  # JSON forgot their order, pages have it
     with tempfile.TemporaryDirectory() as tmp:
         for n in names: shutil.copy(run.folder/n, tmp)
         made = {c.html: report.chapter_html(Path(tmp)/n, error=c.error) for n, c in names.items() if c.html}
@@ -220,9 +221,14 @@ def stale_parts(
     return res + ['package']*bool(changed)
 
 
-def _same_program(manifest: Mapping, package: str) -> bool:
+@cache
+def _here() -> dict:
     from genai_playbook.report import environment
-    return package == package_digest() and (manifest.get('environment') or {}).get('libraries') == environment()['libraries']
+    return environment()
+
+
+def _same_program(manifest: Mapping, package: str) -> bool:
+    return package == package_digest() and (manifest.get('environment') or {}).get('libraries') == _here()['libraries']
 
 
 def verify(
@@ -303,7 +309,6 @@ def rerun(
 ) -> list[Claim]:
     "Execute the chapters of a run again, with an empty answer cache and in another folder, and compare"
     from genai_playbook import runner
-    from genai_playbook.report import environment
     run, ev, m = _open(Path(folder))
     old = os.environ.get('GENAI_PLAYBOOK_CACHE')
     with tempfile.TemporaryDirectory(prefix='gp-again-') as tmp:
@@ -312,6 +317,6 @@ def rerun(
         finally:
             del os.environ['GENAI_PLAYBOOK_CACHE']
             if old is not None: os.environ['GENAI_PLAYBOOK_CACHE'] = old
-    here, there = environment(), m.get('environment') or {}
+    here, there = _here(), m.get('environment') or {}
     timing = {n for n, i in run.infos().items() if i.exclusive}
     return compare_gates(ev['gates'], json.loads(json.dumps(again['gates'])), timing, all(here[k] == there.get(k) for k in ('machine', 'cores', 'platform')))

@@ -87,7 +87,7 @@ def test_what_was_just_made_holds(runs):
 
 
 # --- planted edits ------------------------------------------------------------------------------
-def digit_edits(text, rnd, within=r''):
+def digit_edits(text, rnd):
     "The text with one digit changed, somewhere"
     spots = [m.start() for m in re.finditer(r'\d', text)]
     i = rnd.choice(spots)
@@ -366,3 +366,33 @@ def test_the_ledger_of_a_card_lies_beside_it_and_that_of_a_bundled_one_in_the_us
     monkeypatch.setenv('GENAI_PLAYBOOK_DATA', str(tmp_path/'data'))
     assert ledger_path(load_card(runs['good'].parents[2]/'poc')) == runs['good'].parents[2]/'poc'/'ledger.sqlite'
     for poc in 'demo', bundled_cards()['demo'], bundled_cards()['demo'].parent: assert ledger_path(load_card(poc)) == tmp_path/'data'/'demo'/'ledger.sqlite'
+
+
+# --- the command line ---------------------------------------------------------------------------
+def call(*args, capsys, monkeypatch):
+    import sys
+
+    from genai_playbook import cli
+    monkeypatch.setattr(sys, 'argv', ['genai-playbook', *map(str, args)])
+    with pytest.raises(SystemExit) as e: cli.main()
+    out, err = capsys.readouterr()
+    return e.value.code, out, err
+
+
+def test_exit_codes_and_words(runs, capsys, monkeypatch):
+    run, poc = runs['bad'], runs['bad'].parents[2]/'poc'
+    go = lambda *args: call(*args, capsys=capsys, monkeypatch=monkeypatch)
+    code, out, _ = go('verify', run)
+    assert code == 0 and 'holds' in out
+    code, out, err = go('sign', run, '--go', '--by', 'me', '--because', 'fine')
+    assert code == 2 and 'nothing was written' in err and len(err.strip().splitlines()) == 1
+    assert go('sign', run, '--by', 'me', '--because', 'fine')[0] == 2
+    code, out, _ = go('sign', run, '--no-go', '--by', 'me', '--because', 'it fails')
+    assert code == 0 and 'NO-GO by me. The decision on this run is NO-GO' in out
+    code, out, _ = go('waive', 'SUC01', '--by', 'me', '--because', 'known', '--until', '2999-01-01', '--poc', poc)
+    assert code == 0 and 'waived until 2999-01-01' in out
+    assert go('attest', 'ITEM', '--by', 'me', '--because', 'seen', '--until', '2999-01-01', '--poc', poc)[0] == 0
+    (run/'index.html').write_text('GO')
+    code, out, _ = go('verify', run)
+    assert code == 1 and 'does not hold' in out and 'index.html' in out
+    assert go('verify', poc)[0] == 2
