@@ -101,6 +101,11 @@ def attest(
 ) -> Entry:
     "Vouch, until a day, for something that no gate can measure"
     from genai_playbook.card import load_card
-    card = load_card(poc)
+    from genai_playbook.compliance import load_catalogues
+    from genai_playbook.tables import nearest
+    card, names = load_card(poc), [i.name for c in load_catalogues() for i in c.items]
+    if item not in names:
+        near = nearest(item, names)
+        raise PlaybookError(f'The matrix has no item `{item}`' + (f'; did you mean `{near}`?' if near else ' (write catalogue and identifier, such as "GDPR Art. 30").') + ' Nothing was written.')
     last = _last_day(until, clock().date(), 'an attestation')
     return Ledger(ledger_path(card), clock).append('attest', by, because, card.name, item=item, until=last)

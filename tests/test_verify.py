@@ -391,7 +391,7 @@ def test_exit_codes_and_words(runs, capsys, monkeypatch):
     assert code == 0 and 'NO-GO by me. The decision on this run is NO-GO' in out
     code, out, _ = go('waive', 'SUC01', '--by', 'me', '--because', 'known', '--until', '2999-01-01', '--poc', poc)
     assert code == 0 and 'waived until 2999-01-01' in out
-    assert go('attest', 'ITEM', '--by', 'me', '--because', 'seen', '--until', '2999-01-01', '--poc', poc)[0] == 0
+    assert go('attest', 'GDPR Art. 30', '--by', 'me', '--because', 'seen', '--until', '2999-01-01', '--poc', poc)[0] == 0
     (run/'index.html').write_text('GO')
     code, out, _ = go('verify', run)
     assert code == 1 and 'does not hold' in out and 'index.html' in out
