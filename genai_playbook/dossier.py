@@ -85,7 +85,9 @@ def render(
     return re.sub(r'\n{3,}', '\n\n', text).strip()+'\n'
 
 def documents(
-    record:Mapping # of `dossier`
+    record:Mapping, # of `dossier`
+    more:Iterable = () # gates that have no cell yet: in the drafts, not in the model card
 )->dict[str,str]: # file name: text
     "Every card and draft"
-    return {'huggingface_card.md': str(model_card(record))} | {f'{n}.md': render(n, record) for n in DRAFTS}
+    whole = dict(record) | dict(gates=[*record['gates'], *(g.to_dict() for g in more)])
+    return {'huggingface_card.md': str(model_card(record))} | {f'{n}.md': render(n, whole) for n in DRAFTS}

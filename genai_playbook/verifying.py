@@ -15,7 +15,7 @@ from genai_playbook.errors import PlaybookError
 from genai_playbook.ledger import Checkpoint, Entry, Ledger, check_signature, ledger_path, ledger_problems, load_key, receipt_problem
 from genai_playbook.witness import RECEIPTS, package_digest, read_receipts, run_digests
 
-__all__ = ['Check', 'Claim', 'Verification', 'verify', 'stale_parts', 'compare_gates', 'rerun', 'REPRODUCED', 'WITHIN', 'NOT_REPRODUCED', 'NOT_RERUN']
+__all__ = ['Check', 'Claim', 'Verification', 'verify', 'stale_parts', 'stale_since', 'compare_gates', 'rerun', 'REPRODUCED', 'WITHIN', 'NOT_REPRODUCED', 'NOT_RERUN']
 
 REPRODUCED, WITHIN, NOT_REPRODUCED, NOT_RERUN = 'reproduced', 'within tolerance', 'not reproduced', 'not re-runnable here'
 
@@ -219,6 +219,17 @@ def stale_parts(
     from genai_playbook import __version__
     changed = package != package_digest() if package else (manifest.get('environment') or {}).get('genai_playbook') != __version__
     return res + ['package']*bool(changed)
+
+
+def stale_since(
+    run,  # of `runner.load_run`, finished or not
+    card,  # as it is now
+) -> list[str]:
+    "What changed since a run began; of one that has not ended, chapters and package are those at hand"
+    path = run.folder/'manifest.json'
+    if path.exists(): return stale_parts(run, _json(path, 'manifest of this version'), card, (_packages(read_receipts(run.folder)) or [''])[0])
+    now = card.digests()
+    return [k for k in sorted({*now, *run.digests}) if now.get(k) != run.digests.get(k)]
 
 
 @cache
