@@ -126,7 +126,7 @@ def first_steps(
     for n,c in wanted.items(): by_chapter[DIMENSIONS[n[:3]]] += c
     res = [f'Run and decide chapter {ch}: {n} open item{"s" if n>1 else ""} wait{"" if n>1 else "s"} for its gates.' for ch,n in by_chapter.most_common(k)]
     people = Counter(r.item.owner for r in rows if r.state==OPEN and not r.item.by)
-    return res + [f'{n} item{"s" if n>1 else ""} that only people can vouch for {"are" if n>1 else "is"} open at the {o} owner: `genai-playbook attest "<item>" --by … --because … --until …`.' for o,n in people.most_common()]
+    return res + [f'{n} item{"s" if n>1 else ""} that only people can vouch for {"are" if n>1 else "is"} open at the {o} owner (`genai-playbook attest`).' for o,n in people.most_common()]
 
 def open_by_owner(
     rows:Iterable[Row],

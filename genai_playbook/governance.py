@@ -68,7 +68,7 @@ GATES = [
     _none('GOV05', 'Nothing is kept longer than promised', 'rows past their day', 'overdue', 'Delete what is overdue, and let a job do it from now on.', hard=False),
     _none('GOV06', 'What people vouched for still holds', 'attestations and waivers that ran out', 'expired', 'Ask those who vouched to look again: `genai-playbook attest` or `waive`.', hard=False),
     _none('GOV07', 'The risk class fits the use', 'classes by which the card is too low', 'class_gap', 'Raise `risk_tier` in the card, and read what the class asks for.', hard=False),
-    _none('GOV08', 'Training data are what their record says', 'records that do not reproduce', 'training', 'Generator and seed give other rows: find out what was really trained on.', hard=False)]
+    _none('GOV08', 'Training data are what their record says', 'records that do not reproduce', 'irreproducible', 'Generator and seed give other rows: find out what was really trained on.', hard=False)]
 
 # %% ../nbs/10_governance.ipynb #1ff7f887
 def timeline(
