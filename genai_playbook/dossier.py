@@ -78,8 +78,8 @@ def render(
 )->str: # Markdown
     "A card or draft"
     import re
-    from genai_playbook.pages import _templates
-    def todo(what, role): return f'**To be written** by {record["owners"].get(role) or f"the {role} owner (nobody is named)"}: {what}'
+    from genai_playbook.pages import _md, _templates
+    def todo(what, role): return f'**To be written** by {_md(record["owners"].get(role)) or f"the {role} owner (nobody is named)"}: {what}'
     numbers = {g['code']: f'{numbers_text(g)} ({basis_text(g)})' for g in record['gates']}
     text = _templates().get_template(f'{name}.md.j2').render(r=record, todo=todo, numbers=numbers, number=number)
     return re.sub(r'\n{3,}', '\n\n', text).strip()+'\n'
