@@ -1,32 +1,17 @@
 "A person's decision on a run, and exceptions with an end: entries of the ledger, never edits of the card"
-from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
 from genai_playbook.errors import PlaybookError
-from genai_playbook.ledger import Entry, Ledger, ledger_path, load_key, utc_now
+from genai_playbook.ledger import Entry, Ledger, approval, ledger_path, load_key, utc_now
 from genai_playbook.witness import keep_receipt, run_digests, waivers_for, writable
 
-__all__ = ['signers_needed', 'approval', 'sign', 'waive', 'attest']
+__all__ = ['signers_needed', 'sign', 'waive', 'attest']
 
 
 def signers_needed(card) -> int:
     "Four eyes where the card says that the risk is high"
     return 2 if card.spec.risk_tier == 'high' else 1
-
-
-def _person(name: str) -> str: return ' '.join(name.split()).casefold()
-
-
-def approval(
-    entries: Iterable[Entry],  # of one POC
-    evidence: str,  # digest of evidence.json
-    needed: int = 1,  # different people who must say GO
-) -> tuple[str, list[str]]:  # 'GO', 'NO-GO', 'waiting' or 'unsigned'; who said GO
-    "Where the decision on a run stands: each person's last word counts, and one NO-GO is enough to stop"
-    last = {_person(e.who): e for e in entries if e.kind == 'decision' and e.digests.get('evidence') == evidence}
-    for_, against = [e.who for e in last.values() if e.facts.get('go') is True], [e.who for e in last.values() if e.facts.get('go') is not True]
-    return 'NO-GO' if against else 'GO' if for_ and len(for_) >= needed else 'waiting' if for_ else 'unsigned', for_
 
 
 def _why_no_go(run, card, day: date) -> str:

@@ -273,7 +273,7 @@ def _packages(slips: list[dict]) -> list[str]:
 
 
 # --- again --------------------------------------------------------------------------------------
-_FIELDS = ('value', 'low', 'high', 'n', 'threshold', 'verdict', 'unscored', 'clusters')
+_FIELDS = ('value', 'low', 'high', 'n', 'threshold', 'verdict', 'unscored', 'clusters')  # n of an enumerated fact may grow: how many entries a ledger has
 RATIO = 2.  # a timing may be so many times as long or short
 _SIZES = {'share': .005}  # absolute; other machines round differently, and now and then an answer ends in another word
 _RELATIVE = .01  # of everything else that is measured
@@ -295,7 +295,7 @@ def _timed(then: Mapping, now: Mapping, same_machine: bool) -> tuple[str, str]:
 def compare_gates(
     then: list[dict],  # gates of evidence.json
     now: list[dict],
-    timing: set[str],  # chapters that measure time
+    timing: set[str],  # codes of gates that measure time, or what it costs
     same_machine: bool = True,
 ) -> list[Claim]:
     "Label each gate by whether it came out again"
@@ -303,9 +303,9 @@ def compare_gates(
     show = lambda g: f'{g["verdict"]} {g["value"]:.4g}' if g and not isinstance(g['value'], str) else g['verdict'] if g else 'missing'
     for g in then:
         h = new.get(g['code'])
-        if h and all(g[k] == h[k] for k in _FIELDS): label, rule = REPRODUCED, 'equal'
+        if h and all(g[k] == h[k] for k in _FIELDS if k != 'n' or g['method'] != 'exact'): label, rule = REPRODUCED, 'equal'
         elif h is None: label, rule = NOT_REPRODUCED, 'the gate was not recorded again'
-        elif g['chapter'] in timing: label, rule = _timed(g, h, same_machine)
+        elif g['code'] in timing: label, rule = _timed(g, h, same_machine)
         else:
             size = _SIZES.get(g['unit'])
             ok = g['verdict'] == h['verdict'] and all(_close(g[k], h[k], g) for k in ('value', 'low', 'high'))
@@ -329,5 +329,8 @@ def rerun(
             del os.environ['GENAI_PLAYBOOK_CACHE']
             if old is not None: os.environ['GENAI_PLAYBOOK_CACHE'] = old
     here, there = _here(), m.get('environment') or {}
-    timing = {n for n, i in run.infos().items() if i.exclusive}
+    infos = run.infos()
+    clocks = {n for n, i in infos.items() if i.exclusive}
+    fed = {n for n, i in infos.items() if set(i.needs) & clocks}  # such as cost: what it says in money follows from seconds
+    timing = {g['code'] for g in ev['gates'] if g['chapter'] in clocks or g['chapter'] in fed and g['unit'] not in ('share', 'count', 'ratio')}
     return compare_gates(ev['gates'], json.loads(json.dumps(again['gates'])), timing, all(here[k] == there.get(k) for k in ('machine', 'cores', 'platform')))

@@ -76,7 +76,8 @@ def record_run(
 ) -> Entry|None:  # None: the run folder is not on this machine
     "Write a finished run into the ledger beside its card"
     from genai_playbook.card import load_card
-    folder = Path(evidence['folder'])
+    where = str(evidence['folder'])
+    folder = Path('evidence', evidence['poc']['name'], where.rsplit('/', 1)[-1]).resolve() if '://' in where else Path(where)  # what was sent to a store lies here, too
     if not folder.is_dir(): return None
     writable(folder)
     card, d = load_card(evidence['poc']['card']), evidence['decision']

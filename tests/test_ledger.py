@@ -330,6 +330,16 @@ def test_a_later_no_go_withdraws_an_approval_and_other_pocs_do_not_count(tmp_pat
     assert served_at(log, 'demo', START) is None and served_at(log, 'unknown', clock()) is None
 
 
+def test_two_signatures_where_two_are_needed(tmp_path):
+    log, m = Ledger(tmp_path/'ledger.sqlite', Clock()), dict(model='aa', evidence='ee')
+    log.append('decision', 'A', 'fine', 'demo', m, go=True, needed=2)
+    log.append('promote', 'job', 'too early', 'demo', m)
+    assert served_at(log, 'demo', log.clock()).approval is None
+    log.append('decision', 'B', 'fine', 'demo', m, go=True, needed=2)
+    log.append('promote', 'job', 'again', 'demo', m)
+    assert served_at(log, 'demo', log.clock()).approval.who == 'B'
+
+
 def test_waivers_end_with_their_day(tmp_path):
     log = Ledger(tmp_path/'ledger.sqlite', Clock())
     log.append('waiver', 'owner', 'known, small', 'demo', code='SEC01', until='2026-03-31')

@@ -12,8 +12,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from genai_playbook.chapters import DIMENSIONS, find_chapters
 from genai_playbook.errors import PlaybookError
-from genai_playbook.ledger import Ledger, ledger_path
-from genai_playbook.signing import approval, attest, sign, waive
+from genai_playbook.ledger import Ledger, approval, ledger_path
+from genai_playbook.signing import attest, sign, waive
 from genai_playbook.verifying import NOT_REPRODUCED, NOT_RERUN, REPRODUCED, WITHIN, compare_gates, rerun, verify
 from genai_playbook.witness import RECEIPTS, keep_receipt, record_run, run_digests, waivers_for
 
@@ -351,13 +351,15 @@ def test_a_second_execution_reproduces_and_finds_what_does_not(runs):
 
 
 def test_labels_of_claims():
-    g = dict(code='SUC01', chapter='success', value=.9, low=.88, high=.92, n=10, threshold=.8, verdict='PASS', unscored=0, clusters=None, unit='share')
+    g = dict(code='SUC01', chapter='success', value=.9, low=.88, high=.92, n=10, threshold=.8, verdict='PASS', unscored=0, clusters=None, unit='share', method='Gaffke')
     label = lambda then, now, timing=(), same=True: compare_gates([then], [now] if now else [], set(timing), same)[0].label
     assert label(g, g) == REPRODUCED and label(g, g | dict(value=.902, low=.882, high=.922)) == WITHIN
     assert label(g, g | dict(value=.93)) == label(g, g | dict(verdict='FAIL')) == label(g, None) == NOT_REPRODUCED
     t = g | dict(unit='ms', value=100., low=90., high=110.)
-    assert label(t, t | dict(value=180.), ['success']) == WITHIN and label(t, t | dict(value=300.), ['success']) == NOT_REPRODUCED
-    assert label(t, t | dict(value=300.), ['success'], False) == label(t, t | dict(value='NaN'), ['success']) == NOT_RERUN
+    assert label(t, t | dict(value=180.), ['SUC01']) == WITHIN and label(t, t | dict(value=300.), ['SUC01']) == NOT_REPRODUCED
+    assert label(t, t | dict(value=300.), ['SUC01'], False) == label(t, t | dict(value='NaN'), ['SUC01']) == NOT_RERUN
+    fact = g | dict(method='exact', n=3)
+    assert label(fact, fact | dict(n=9)) == REPRODUCED and label(g, g | dict(n=11)) == WITHIN
     assert label(t | dict(value='NaN', low='NaN'), t | dict(value='NaN', low='NaN')) == REPRODUCED
 
 
