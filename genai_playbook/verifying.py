@@ -64,13 +64,32 @@ def _json(path: Path, what: str) -> dict:
     return d
 
 
+def _as_written(run) -> bool:
+    "Does state.json hold what the runner writes?"
+    texts = [run.poc, run.card, run.effort, run.started, run.finished, *(getattr(c, k) for c in run.chapters for k in ('name', 'title', 'status', 'notebook', 'html', 'error'))]
+    try: date.fromisoformat(run.finished[:10])
+    except (TypeError, ValueError): return not run.finished
+    lists = isinstance(run.exemptions, list) and all(isinstance(e, dict) and 'chapter' in e for e in run.exemptions) and (run.chosen is None or isinstance(run.chosen, list))
+    plain = all('/' not in c.notebook+c.html for c in run.chapters) if all(isinstance(t, str) for t in texts) else False
+    return plain and lists and isinstance(run.parameters, dict) and isinstance(run.digests, dict) and (run.notebooks is None or isinstance(run.notebooks, str))
+
+
+def _held(name: str, check, *args) -> list[Check]:
+    "A check of files that anybody may have written: what this version never writes is a finding, not a crash"
+    try: return check(*args)
+    except (AttributeError, TypeError, KeyError, ValueError, IndexError, OverflowError) as e: return [Check(name, False, f'there is something in it that this version never writes ({type(e).__name__})')]
+
+
 def _open(folder: Path):
     "The run, its evidence and its manifest; raises PlaybookError for a folder that is none, or only half"
     from genai_playbook.runner import load_run
     run = load_run(folder)
+    if not _as_written(run): raise PlaybookError(f'{folder}/state.json was changed, or made by another version: restore it from a copy.')
     if not run.finished: raise PlaybookError(f'{folder} is half a run: it was cut off; go on with  genai-playbook run {run.card} --resume')
     ev, m = _json(folder/'evidence.json', 'evidence of this version'), _json(folder/'manifest.json', 'manifest of this version')
-    if not {'decision', 'gates', 'chapters', 'records', 'digests', 'poc'} <= ev.keys() or not isinstance(m.get('files'), dict): raise PlaybookError(f'{folder} was made by another version: verify it with the genai_playbook that made it.')
+    shape = dict(decision=dict, records=dict, digests=dict, poc=dict, gates=list, chapters=list)
+    whole = all(isinstance(ev.get(k), t) for k, t in shape.items()) and all(isinstance(x, dict) for x in [*ev['gates'], *ev['chapters']])
+    if not whole or not all(isinstance(m.get(k), dict) for k in ('files', 'environment', 'notebooks')): raise PlaybookError(f'{folder} was made by another version: verify it with the genai_playbook that made it.')
     return run, ev, m
 
 
@@ -258,10 +277,10 @@ def verify(
     entries = log.entries(poc=run.poc) if log else []
     packages = [p for e in entries if e.kind == 'run' and e.facts.get('run') == folder.name and (p := e.digests.get('package'))] or _packages(slips)
     measured, drawn = (packages[0], packages[-1]) if packages else ('', '')  # what executed the chapters, and what made the pages last
-    v = Verification(folder, _check_files(folder, m) + _check_numbers(run, ev) + _check_decision(run, ev, entries))
-    if _same_program(m, drawn): v.checks += _check_faces(run) + _check_pages(run, ev)
+    v = Verification(folder, _held('files', _check_files, folder, m) + _held('numbers', _check_numbers, run, ev) + _held('decision', _check_decision, run, ev, entries))
+    if _same_program(m, drawn): v.checks += _held('faces', _check_faces, run) + _held('pages', _check_pages, run, ev)
     else: v.checks.append(Check('pages', None, 'made by another version of the program or its libraries: pages were held against digests only'))
-    v.checks += _check_ledger(folder, log, found) + _check_receipts(folder, log, found, key)
+    v.checks += _check_ledger(folder, log, found) + _held('receipts', _check_receipts, folder, log, found, key)
     if card: v.stale = stale_parts(run, m, card, measured)
     else: v.checks.append(Check('stale', None, f'the card {run.card} is not here: nobody can tell whether anything changed since'))
     return v

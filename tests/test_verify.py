@@ -228,6 +228,32 @@ def test_foreign_and_half_written_folders_are_one_sentence_and_nothing_is_writte
     assert ledger_path_of(run).read_bytes() == before
 
 
+def places(d, at=()):
+    "Every place in JSON data"
+    yield at
+    for k, v in d.items() if isinstance(d, dict) else enumerate(d) if isinstance(d, list) else (): yield from places(v, (*at, k))
+
+
+@pytest.mark.parametrize('name', ['state.json', 'evidence.json', 'manifest.json', RECEIPTS, '01_tiny.ipynb'])
+def test_odd_values_anywhere_are_a_finding_or_a_sentence_and_never_a_traceback(runs, name):
+    run, rnd, passed = runs['good'], random.Random(4), []
+    text = (run/name).read_text()
+    d = json.loads(text)
+    spots = [p for p in places(d) if p]
+    for _ in range(60):
+        new, at = json.loads(text), rnd.choice(spots)
+        holder = new
+        for k in at[:-1]: holder = holder[k]
+        old, holder[at[-1]] = holder[at[-1]], rnd.choice([None, 7, -1, 1e400, '', 'x', [], {}, [None], dict(a=1), True])
+        if old == holder[at[-1]]: continue
+        (run/name).write_text(json.dumps(new))
+        try: v = verify(run)
+        except PlaybookError as e: assert '\n' not in str(e)
+        else:
+            if v.exit_code == 0: passed.append(at)
+    assert passed == []
+
+
 # --- stale --------------------------------------------------------------------------------------
 @pytest.mark.parametrize('change, names', [
     (lambda p: (p/'poc'/'answers.py').write_text('def echo(prompt): return prompt+"!"\n'), {'model'}),
