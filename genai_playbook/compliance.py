@@ -41,6 +41,7 @@ class Catalogue:
     sources:tuple[str,...]
     items:tuple[Item,...]
 
+# %% ../nbs/components/compliance.ipynb #a1468160
 def _item(name, d)->Item:
     if not isinstance(d, dict) or not {'id','says'}<=d.keys()<={'id','says','by','owner'}: raise PlaybookError(f'Catalogue {name}: an item has id, says, and perhaps by and owner; this one is {str(d)[:60]}.')
     item = Item(name, str(d['id']), d['says'], tuple(d.get('by') or ()), d.get('owner', 'risk'))
@@ -84,6 +85,7 @@ def _evidence(item, gates): # verdicts by code, and what is missing; each name n
     missing = [n for n,cs in found.items() if not cs]
     return {c: decided[c] for cs in found.values() for c in cs},missing
 
+# %% ../nbs/components/compliance.ipynb #ce53fa12
 def matrix(
     catalogues:Iterable[Catalogue],
     gates:Iterable, # of `evidence.Gate`

@@ -126,6 +126,7 @@ def erase_from_cache(
         db.execute('PRAGMA wal_checkpoint(TRUNCATE)')
     return len(keys)
 
+# %% ../nbs/components/privacy.ipynb #0244fc3f
 def erase_from_table(
     path:Path, # CSV or JSON lines, one row a line
     subject:Iterable[str]
