@@ -122,6 +122,7 @@ def test_many_writers_and_no_lock(own_cache):
 
 
 def test_a_writer_that_is_in_the_way_is_waited_for(own_cache, monkeypatch): # SQLite itself refuses the switch to WAL at once
+    own_cache.mkdir(exist_ok=True)
     with contextlib.closing(sqlite3.connect(own_cache/'a.sqlite', isolation_level=None)) as first:
         first.execute('BEGIN IMMEDIATE')
         monkeypatch.setattr(time, 'sleep', lambda s: first.in_transaction and first.execute('ROLLBACK'))
