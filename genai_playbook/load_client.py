@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from .recording import ABORTED, CANCELLED, TIMES, Recording, make_recording
 from .sse import CHOICES, ERROR, TOKEN, Stream, read_stream, tokens_of
 
@@ -122,6 +123,7 @@ _HEADER = re.compile(rb'HTTP/(1\.[01]) (\d{3})[^\r\n]*')
 
 class Connection(asyncio.Protocol):
     "One connection: one request at a time"
+    keep = True # open for the next request
     def __init__(self, client:'Client'):
         self.client,self.request,self.sock,self.transport,self.head,self.chunks,self.left,self.pending = client,None,None,None,b'',None,None,b''
 
@@ -137,104 +139,121 @@ class Connection(asyncio.Protocol):
             except OSError: c.stamped = False
         c.loop.add_reader(self.sock.fileno(), self.readable)
 
-    def send(self, r:_Request):
-        self.request,self.head,self.chunks,self.left = r,b'',None,None
-        data = self.client.job.payloads[r.payload]
-        r.sent = clock()
-        if self.transport: self.transport.write(data); return
-        try: n = self.sock.send(data)
-        except BlockingIOError: n = 0
-        except OSError as e: self.lost(e); return
-        if n<len(data): self.pending = data[n:]; self.client.loop.add_writer(self.sock.fileno(), self._more)
+# %% ../nbs/components/load_client.ipynb #99004ba1
+@patch
+def send(self:Connection, r:_Request):
+    self.request,self.head,self.chunks,self.left = r,b'',None,None
+    data = self.client.job.payloads[r.payload]
+    r.sent = clock()
+    if self.transport: self.transport.write(data); return
+    try: n = self.sock.send(data)
+    except BlockingIOError: n = 0
+    except OSError as e: self.lost(e); return
+    if n<len(data): self.pending = data[n:]; self.client.loop.add_writer(self.sock.fileno(), self._more)
 
-    def _more(self):
-        try: self.pending = self.pending[self.sock.send(self.pending):]
-        except (BlockingIOError, InterruptedError): return
-        except OSError as e: self.lost(e); return
-        if not self.pending: self.client.loop.remove_writer(self.sock.fileno())
+@patch
+def _more(self:Connection):
+    try: self.pending = self.pending[self.sock.send(self.pending):]
+    except (BlockingIOError, InterruptedError): return
+    except OSError as e: self.lost(e); return
+    if not self.pending: self.client.loop.remove_writer(self.sock.fileno())
 
-    def readable(self):
-        try: data,extra,_,_ = self.sock.recvmsg(16384, 64)
-        except (BlockingIOError, InterruptedError): return
-        except OSError as e: self.lost(e); return
-        now = clock()
-        if extra:
-            sec,ns = _stamp(extra[0][2])
-            lag = time.time_ns()-sec*10**9-ns
-            if 0<=lag<60*10**9: self.client.lags.append(lag//1000); now -= lag
-        if data: self.took(data, now)
-        else: self.lost(None)
+# %% ../nbs/components/load_client.ipynb #4b30e3ac
+@patch
+def readable(self:Connection):
+    try: data,extra,_,_ = self.sock.recvmsg(16384, 64)
+    except (BlockingIOError, InterruptedError): return
+    except OSError as e: self.lost(e); return
+    now = clock()
+    if extra:
+        sec,ns = _stamp(extra[0][2])
+        lag = time.time_ns()-sec*10**9-ns
+        if 0<=lag<60*10**9: self.client.lags.append(lag//1000); now -= lag
+    if data: self.took(data, now)
+    else: self.lost(None)
 
-    def data_received(self, data): self.took(data, clock())
-    def eof_received(self): self.lost(None)
-    def connection_lost(self, exc): self.lost(exc)
+@patch
+def data_received(self:Connection, data): self.took(data, clock())
 
-    def took(self, data:bytes, now:int):
-        r = self.request
-        if r is None: self.close(); return # nobody asked
-        if r.first_byte is None: r.first_byte = now
-        try:
-            if self.left is None and not (data := self._header(r, data)): return
-            body,ended = self.chunks.feed(data) if self.chunks else (data, False)
-        except BadHTTP as e: self.finish(str(e)); return
-        if self.left>=0: body,self.left = body[:self.left],self.left-len(body); ended = self.left<=0
-        if body: self._keep(r, body, now)
-        if self.request is r and ended: self.finish('', True)
+@patch
+def eof_received(self:Connection): self.lost(None)
 
-    def _keep(self, r, body, now):
-        r.size += len(body)
-        if r.size>MAX_BODY: self.finish('answer too large'); return
-        r.parts.append(body)
-        self.client.note(r.i, now, len(body))
-        if r.slow and not self.transport: self.client.pause(self, len(body)/r.slow)
+@patch
+def connection_lost(self:Connection, exc): self.lost(exc)
 
-    def _header(self, r, data)->bytes: # what follows the header
-        self.head += data
-        at = self.head.find(b'\r\n\r\n')
-        if at<0:
-            if len(self.head)>65536 or not self.head.startswith(b'HTTP/'[:len(self.head)]): raise BadHTTP('not HTTP')
-            return b''
-        head,rest = self.head[:at],self.head[at+4:]
-        if not (m := _HEADER.match(head)): raise BadHTTP('not HTTP')
-        if 100<=int(m[2])<200: self.head = b''; return self._header(r, rest) if rest else b''
-        found = {k.strip().lower(): v.strip() for k,_,v in (line.partition(b':') for line in head.split(b'\r\n')[1:])}
-        r.status,r.kind,r.after = int(m[2]),found.get(b'content-type', b'').decode('latin1'),_seconds(found.get(b'retry-after', b''))
-        self.keep = m[1]==b'1.1' and found.get(b'connection', b'').lower()!=b'close'
-        self.chunks = Chunked() if b'chunked' in found.get(b'transfer-encoding', b'').lower() else None
-        length = found.get(b'content-length', b'')
-        self.left = -1 if self.chunks or not length.isdigit() else int(length)
-        if not self.chunks and self.left<0: self.keep = False; r.remark = 'HTTP/1.0 close' if m[1]==b'1.0' else 'ends with the connection'
-        if self.left>MAX_BODY: raise BadHTTP('answer too large')
-        if self.left==0: self.finish('', True)
-        return rest
+@patch
+def took(self:Connection, data:bytes, now:int):
+    r = self.request
+    if r is None: self.close(); return # nobody asked
+    if r.first_byte is None: r.first_byte = now
+    try:
+        if self.left is None and not (data := self._header(r, data)): return
+        body,ended = self.chunks.feed(data) if self.chunks else (data, False)
+    except BadHTTP as e: self.finish(str(e)); return
+    if self.left>=0: body,self.left = body[:self.left],self.left-len(body); ended = self.left<=0
+    if body: self._keep(r, body, now)
+    if self.request is r and ended: self.finish('', True)
 
-    def lost(self, exc):
-        r,self.keep = self.request,False
-        if r is None: self.close(); return
-        if not self.chunks and self.left==-1 and exc is None: self.finish('', True); return
-        begun = bool(r.parts)
-        self.finish('reset mid-stream' if exc and begun else 'reset' if exc else 'closed mid-stream' if begun else 'closed without an answer')
+@patch
+def _keep(self:Connection, r, body, now):
+    r.size += len(body)
+    if r.size>MAX_BODY: self.finish('answer too large'); return
+    r.parts.append(body)
+    self.client.note(r.i, now, len(body))
+    if r.slow and not self.transport: self.client.pause(self, len(body)/r.slow)
 
-    def finish(self, error:str, whole:bool=False):
-        r,self.request = self.request,None
-        if self.pending: self.keep,self.pending = False,b''
-        r.error,r.whole = error,whole
-        if whole and not error and self.keep and not r.slow: self.client.idle.append(self)
-        else: self.close()
-        self.client.done(r)
-
-    keep = True
-    def close(self):
-        if self in self.client.idle: self.client.idle.remove(self)
-        if self.transport: self.transport.abort(); return
-        if self.sock and self.sock.fileno()>=0:
-            if not self.client.job.tls: self.client.loop.remove_reader(self.sock.fileno()); self.client.loop.remove_writer(self.sock.fileno()) # else the loop owns it
-            self.sock.close()
+# %% ../nbs/components/load_client.ipynb #5007b140
+@patch
+def _header(self:Connection, r, data)->bytes: # what follows the header
+    self.head += data
+    at = self.head.find(b'\r\n\r\n')
+    if at<0:
+        if len(self.head)>65536 or not self.head.startswith(b'HTTP/'[:len(self.head)]): raise BadHTTP('not HTTP')
+        return b''
+    head,rest = self.head[:at],self.head[at+4:]
+    if not (m := _HEADER.match(head)): raise BadHTTP('not HTTP')
+    if 100<=int(m[2])<200: self.head = b''; return self._header(r, rest) if rest else b''
+    found = {k.strip().lower(): v.strip() for k,_,v in (line.partition(b':') for line in head.split(b'\r\n')[1:])}
+    r.status,r.kind,r.after = int(m[2]),found.get(b'content-type', b'').decode('latin1'),_seconds(found.get(b'retry-after', b''))
+    self.keep = m[1]==b'1.1' and found.get(b'connection', b'').lower()!=b'close'
+    self.chunks = Chunked() if b'chunked' in found.get(b'transfer-encoding', b'').lower() else None
+    length = found.get(b'content-length', b'')
+    self.left = -1 if self.chunks or not length.isdigit() else int(length)
+    if not self.chunks and self.left<0: self.keep = False; r.remark = 'HTTP/1.0 close' if m[1]==b'1.0' else 'ends with the connection'
+    if self.left>MAX_BODY: raise BadHTTP('answer too large')
+    if self.left==0: self.finish('', True)
+    return rest
 
 def _seconds(retry_after:bytes)->float:
     return float(retry_after) if re.fullmatch(rb'\d{1,6}', retry_after) else 0.
 
-# %% ../nbs/components/load_client.ipynb #eef0b2c6
+# %% ../nbs/components/load_client.ipynb #115d5517
+@patch
+def lost(self:Connection, exc):
+    r,self.keep = self.request,False
+    if r is None: self.close(); return
+    if not self.chunks and self.left==-1 and exc is None: self.finish('', True); return
+    begun = bool(r.parts)
+    self.finish('reset mid-stream' if exc and begun else 'reset' if exc else 'closed mid-stream' if begun else 'closed without an answer')
+
+@patch
+def finish(self:Connection, error:str, whole:bool=False):
+    r,self.request = self.request,None
+    if self.pending: self.keep,self.pending = False,b''
+    r.error,r.whole = error,whole
+    if whole and not error and self.keep and not r.slow: self.client.idle.append(self)
+    else: self.close()
+    self.client.done(r)
+
+@patch
+def close(self:Connection):
+    if self in self.client.idle: self.client.idle.remove(self)
+    if self.transport: self.transport.abort(); return
+    if self.sock and self.sock.fileno()>=0:
+        if not self.client.job.tls: self.client.loop.remove_reader(self.sock.fileno()); self.client.loop.remove_writer(self.sock.fileno()) # else the loop owns it
+        self.sock.close()
+
+# %% ../nbs/components/load_client.ipynb #c9898563
 class Client:
     "One event loop that plays one share of a schedule"
     TICK = 20_000_000 # ns
@@ -246,129 +265,147 @@ class Client:
         self.spool,self.places,self.random = tempfile.TemporaryFile(),{},np.random.default_rng(job.seed)
         self.stopping,self.deadline,self.ssl = False,None,None
 
-    def note(self, i, now, n): a,b,c = self.reads; a.append(i); b.append(now); c.append(n)
+# %% ../nbs/components/load_client.ipynb #9695d427
+@patch
+def note(self:Client, i, now, n): a,b,c = self.reads; a.append(i); b.append(now); c.append(n)
 
-    def at(self, when:int, fn, *args):
-        heapq.heappush(self.heap, (when, self.count, fn, args)); self.count += 1
-        if self.heap[0][0]==when: self.alarm.at(when)
+@patch
+def at(self:Client, when:int, fn, *args):
+    heapq.heappush(self.heap, (when, self.count, fn, args)); self.count += 1
+    if self.heap[0][0]==when: self.alarm.at(when)
 
-    def ring(self):
+@patch
+def ring(self:Client):
+    now = clock()
+    while self.heap and self.heap[0][0]<=now:
+        _,_,fn,args = heapq.heappop(self.heap)
+        fn(*args)
         now = clock()
-        while self.heap and self.heap[0][0]<=now:
-            _,_,fn,args = heapq.heappop(self.heap)
-            fn(*args)
-            now = clock()
-        if self.heap: self.alarm.at(self.heap[0][0])
+    if self.heap: self.alarm.at(self.heap[0][0])
 
-    # what is due
-    def next_due(self, k:int):
-        if self.stopping or k>=len(self.job.due): self.planned = False; return
-        at = self.start+int(self.job.due[k]*1e9)
-        self.ask(int(self.job.index[k]) % len(self.job.units), 0, None, at)
-        if k+1<len(self.job.due): self.at(self.start+int(self.job.due[k+1]*1e9), self.next_due, k+1)
-        else: self.planned = False
+# %% ../nbs/components/load_client.ipynb #33330fcd
+@patch
+def next_due(self:Client, k:int):
+    if self.stopping or k>=len(self.job.due): self.planned = False; return
+    at = self.start+int(self.job.due[k]*1e9)
+    self.ask(int(self.job.index[k]) % len(self.job.units), 0, None, at)
+    if k+1<len(self.job.due): self.at(self.start+int(self.job.due[k+1]*1e9), self.next_due, k+1)
+    else: self.planned = False
 
-    def user(self, u:int, at:int):
-        if self.stopping or (self.job.requests is not None and self.asked>=self.job.requests) or (self.job.seconds is not None and at>=self.start+self.job.seconds*1e9): self.users -= 1; return
-        unit = self.asked % len(self.job.units)
-        self.asked += 1
-        self.ask(unit, 0, u, at)
+@patch
+def user(self:Client, u:int, at:int):
+    if self.stopping or (self.job.requests is not None and self.asked>=self.job.requests) or (self.job.seconds is not None and at>=self.start+self.job.seconds*1e9): self.users -= 1; return
+    unit = self.asked % len(self.job.units)
+    self.asked += 1
+    self.ask(unit, 0, u, at)
 
-    def ask(self, unit, turn, user, at):
-        r = _Request(len(self.requests), self.job.units[unit][turn], unit, turn, user, at)
-        share,after = self.job.cancel
-        if share and self.random.random()<share: r.cancel = after
-        share,speed = self.job.slow
-        if share and self.random.random()<share: r.slow = speed
-        self.requests.append(r)
-        if self.job.cap is not None and len(self.active)>=self.job.cap: self.waiting.append(r)
-        else: r.ready = at; self.go(r)
+@patch
+def ask(self:Client, unit, turn, user, at):
+    r = _Request(len(self.requests), self.job.units[unit][turn], unit, turn, user, at)
+    share,after = self.job.cancel
+    if share and self.random.random()<share: r.cancel = after
+    share,speed = self.job.slow
+    if share and self.random.random()<share: r.slow = speed
+    self.requests.append(r)
+    if self.job.cap is not None and len(self.active)>=self.job.cap: self.waiting.append(r)
+    else: r.ready = at; self.go(r)
 
-    def go(self, r):
-        r.begun = clock()
-        if self.idle and not r.slow: c = self.idle.pop(); self.active[r.i] = (r, c); c.send(r); return
-        c = Connection(self)
-        self.active[r.i] = (r, c)
-        self.tasks.add(t := self.loop.create_task(self.connect(r, c)))
-        t.add_done_callback(self.tasks.discard)
+# %% ../nbs/components/load_client.ipynb #35d3f8d6
+@patch
+def go(self:Client, r):
+    r.begun = clock()
+    if self.idle and not r.slow: c = self.idle.pop(); self.active[r.i] = (r, c); c.send(r); return
+    c = Connection(self)
+    self.active[r.i] = (r, c)
+    self.tasks.add(t := self.loop.create_task(self.connect(r, c)))
+    t.add_done_callback(self.tasks.discard)
 
-    async def connect(self, r, c):
+@patch
+async def connect(self:Client, r, c):
+    import ssl
+    error = ''
+    try:
+        async with asyncio.timeout(self.job.connect_timeout): await c.open()
+    except TimeoutError: error = 'no connection in time'
+    except ConnectionRefusedError: error = 'refused'
+    except ssl.SSLError: error = 'TLS failed'
+    except OSError as e: error = 'too many open files' if e.errno in (23, 24) else 'no connection'
+    if r.i not in self.active: c.close(); return # dropped meanwhile
+    c.request = r
+    if error: c.finish(error); return
+    r.connected = clock()
+    c.send(r)
+
+@patch
+def done(self:Client, r):
+    r.end = clock()
+    self.active.pop(r.i, None)
+    if r.parts: self.places[r.i] = (self.spool.tell(), r.size); self.spool.write(b''.join(r.parts)); r.parts = []
+    while self.waiting and len(self.active)<self.job.cap and not self.stopping:
+        w = self.waiting.popleft()
+        w.ready = max(r.end, w.scheduled)
+        self.go(w)
+    bad = r.error or r.status!=200
+    wait = max(self.random.exponential(self.job.think) if self.job.think else 0., min(max(r.after, .05), 30.) if bad and r.error!=CANCELLED else 0.)
+    follows = not bad and r.turn+1<len(self.job.units[r.unit])
+    if self.stopping or not (follows or r.user is not None):
+        if r.user is not None: self.users -= 1
+        return
+    when = r.end+int(wait*1e9)
+    todo = (self.ask, r.unit, r.turn+1, r.user, when) if follows else (self.user, r.user, when)
+    if wait: self.at(when, *todo)
+    else: todo[0](*todo[1:])
+
+# %% ../nbs/components/load_client.ipynb #2a5f82c3
+@patch
+def pause(self:Client, c, seconds): # a slow reader
+    fd = c.sock.fileno()
+    if fd<0: return
+    self.loop.remove_reader(fd)
+    self.at(clock()+int(seconds*1e9), lambda: c.sock.fileno()==fd and self.loop.add_reader(fd, c.readable))
+
+@patch
+def drop(self:Client, r, c, why):
+    if c.request is None: c.request = r
+    c.finish(why)
+
+# %% ../nbs/components/load_client.ipynb #eef0b2c6
+@patch
+def tick(self:Client, due):
+    now = clock()
+    self.ticks.append(max(now-due, 0)//1000)
+    for r,c in list(self.active.values()):
+        age = (now-r.begun)/1e9
+        if r.cancel is not None and age>=r.cancel: self.drop(r, c, CANCELLED)
+        elif age>=self.job.timeout: self.drop(r, c, 'time-out')
+        elif not r.parts and age>=self.job.first_timeout: self.drop(r, c, 'hang: no first token in time')
+    if self.stop.is_set() and not self.stopping: self.stopping,self.planned,self.aborted = True,False,True
+    over = self.stopping or not self.planned and not self.users
+    if over and self.deadline is None: self.deadline = now+int((self.job.drain if self.stopping else max(self.job.drain, self.job.timeout))*1e9)
+    if over and self.deadline<now: self.stopping = True; [self.drop(r, c, ABORTED) for r,c in list(self.active.values())]
+    if over and not self.active and (self.stopping or not self.waiting) and not (self.heap and not self.stopping): self.over.set(); return
+    self.at(max(due+self.TICK, now+1), self.tick, max(due+self.TICK, now+1))
+
+# %% ../nbs/components/load_client.ipynb #b807b22c
+@patch
+async def run(self:Client):
+    self.loop,self.over,self.tasks,self.aborted = asyncio.get_running_loop(),asyncio.Event(),set(),False
+    self.alarm = Alarm(self.loop, self.ring)
+    if self.job.tls:
         import ssl
-        error = ''
-        try:
-            async with asyncio.timeout(self.job.connect_timeout): await c.open()
-        except TimeoutError: error = 'no connection in time'
-        except ConnectionRefusedError: error = 'refused'
-        except ssl.SSLError: error = 'TLS failed'
-        except OSError as e: error = 'too many open files' if e.errno in (23, 24) else 'no connection'
-        if r.i not in self.active: c.close(); return # dropped meanwhile
-        c.request = r
-        if error: c.finish(error); return
-        r.connected = clock()
-        c.send(r)
-
-    def done(self, r):
-        r.end = clock()
-        self.active.pop(r.i, None)
-        if r.parts: self.places[r.i] = (self.spool.tell(), r.size); self.spool.write(b''.join(r.parts)); r.parts = []
-        while self.waiting and len(self.active)<self.job.cap and not self.stopping:
-            w = self.waiting.popleft()
-            w.ready = max(r.end, w.scheduled)
-            self.go(w)
-        bad = r.error or r.status!=200
-        wait = max(self.random.exponential(self.job.think) if self.job.think else 0., min(max(r.after, .05), 30.) if bad and r.error!=CANCELLED else 0.)
-        follows = not bad and r.turn+1<len(self.job.units[r.unit])
-        if self.stopping or not (follows or r.user is not None):
-            if r.user is not None: self.users -= 1
-            return
-        when = r.end+int(wait*1e9)
-        todo = (self.ask, r.unit, r.turn+1, r.user, when) if follows else (self.user, r.user, when)
-        if wait: self.at(when, *todo)
-        else: todo[0](*todo[1:])
-
-    def pause(self, c, seconds): # a slow reader
-        fd = c.sock.fileno()
-        if fd<0: return
-        self.loop.remove_reader(fd)
-        self.at(clock()+int(seconds*1e9), lambda: c.sock.fileno()==fd and self.loop.add_reader(fd, c.readable))
-
-    def drop(self, r, c, why):
-        if c.request is None: c.request = r
-        c.finish(why)
-
-    def tick(self, due):
-        now = clock()
-        self.ticks.append(max(now-due, 0)//1000)
-        for r,c in list(self.active.values()):
-            age = (now-r.begun)/1e9
-            if r.cancel is not None and age>=r.cancel: self.drop(r, c, CANCELLED)
-            elif age>=self.job.timeout: self.drop(r, c, 'time-out')
-            elif not r.parts and age>=self.job.first_timeout: self.drop(r, c, 'hang: no first token in time')
-        if self.stop.is_set() and not self.stopping: self.stopping,self.planned,self.aborted = True,False,True
-        over = self.stopping or not self.planned and not self.users
-        if over and self.deadline is None: self.deadline = now+int((self.job.drain if self.stopping else max(self.job.drain, self.job.timeout))*1e9)
-        if over and self.deadline<now: self.stopping = True; [self.drop(r, c, ABORTED) for r,c in list(self.active.values())]
-        if over and not self.active and (self.stopping or not self.waiting) and not (self.heap and not self.stopping): self.over.set(); return
-        self.at(max(due+self.TICK, now+1), self.tick, max(due+self.TICK, now+1))
-
-    async def run(self):
-        self.loop,self.over,self.tasks,self.aborted = asyncio.get_running_loop(),asyncio.Event(),set(),False
-        self.alarm = Alarm(self.loop, self.ring)
-        if self.job.tls:
-            import ssl
-            self.ssl = ssl.create_default_context()
-        self.start = self.job.start_ns or clock()+5_000_000
-        self.planned,self.users,self.asked = self.job.due is not None and len(self.job.due)>0,len(self.job.starts) if self.job.starts is not None else 0,0
-        if self.planned: self.at(self.start+int(self.job.due[0]*1e9), self.next_due, 0)
-        for u in range(self.users): self.at((t := self.start+int(self.job.starts[u]*1e9)), self.user, u, t)
-        self.at(self.start, self.tick, self.start)
-        try: await self.over.wait()
-        finally:
-            for r,c in list(self.active.values()): self.drop(r, c, ABORTED)
-            for c in list(self.idle): c.close()
-            for t in self.tasks: t.cancel()
-            await asyncio.gather(*self.tasks, return_exceptions=True)
-            self.alarm.close()
+        self.ssl = ssl.create_default_context()
+    self.start = self.job.start_ns or clock()+5_000_000
+    self.planned,self.users,self.asked = self.job.due is not None and len(self.job.due)>0,len(self.job.starts) if self.job.starts is not None else 0,0
+    if self.planned: self.at(self.start+int(self.job.due[0]*1e9), self.next_due, 0)
+    for u in range(self.users): self.at((t := self.start+int(self.job.starts[u]*1e9)), self.user, u, t)
+    self.at(self.start, self.tick, self.start)
+    try: await self.over.wait()
+    finally:
+        for r,c in list(self.active.values()): self.drop(r, c, ABORTED)
+        for c in list(self.idle): c.close()
+        for t in self.tasks: t.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.alarm.close()
 
 # %% ../nbs/components/load_client.ipynb #cbe129ef
 def _times_of(s:Stream, reads:list[tuple[int,int]])->list[int]: # (ns, bytes so far) of each read -> ns of each event
