@@ -62,15 +62,15 @@ def _own(): return read_prices(Path(genai_playbook.__file__).parent/'data'/'pric
 # %% ../nbs/components/prices.ipynb #8a0eae1c
 _RATE = re.compile(r'([a-z]{3})_in_([a-z]{3})')
 
-class Book(Mapping):
+class Book:
     "Prices by name, in one currency"
     def __init__(self,
         prices:Mapping[str,Price], # each in its own currency
         currency:str='EUR' # in which they are given
     ): self.prices,self.currency = dict(prices),currency
     def __iter__(self): return iter(self.prices)
-    def __len__(self): return len(self.prices)
-    def __repr__(self): return f'Book({len(self)} prices in {self.currency})'
+    def __contains__(self, name): return name in self.prices
+    def __repr__(self): return f'Book({len(self.prices)} prices in {self.currency})'
 
     def __getitem__(self, name:str)->Price: # raises PlaybookError on a name that is none, or a currency that has no rate
         if name not in self.prices: raise PlaybookError(f'`{name}` is no price'+did_you_mean(name, self.prices, 'the book has'))
