@@ -225,7 +225,7 @@ def gate_step(
     if g.verdict==FAIL: step = g.advice or f'Improve {g.metric}, then run again.'
     elif g.verdict==NOT_TESTED: step = f'Make it measurable: {g.note}' if g.note else 'Run its chapter.'
     elif g.needed: step = f'Collect about {g.needed-g.n:,} more observations ({g.n:,} now, {g.needed:,} would decide if the value stays).'
-    elif not g.n: step = 'Nothing was scored: give its chapter data.'
+    elif not g.n: step = f"Nothing was scored: {g.note or 'give its chapter data'}."
     elif g.unscored: step = f'Score the {g.unscored:,} rows that have no score first (errors, empty answers, no reference): more rows will not decide while they are open.'
     elif not all(map(math.isfinite, (g.value, g.low, g.high))): step = f"It has no bound yet that could be compared: {g.note or 'give its chapter more data'}."
     elif abs(g.value-g.threshold)<1e-9: step = 'The value lies on the threshold: more rows will not decide; improve the system or settle the target.'
