@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GATES', 'Item', 'Section', 'judged', 'unit_price', 'seconds_each', 'item_lines', 'case_lines', 'opened', 'tier_costs',
-           'explore']
+           'after_cost', 'tier_row', 'explore']
 
 # %% ../nbs/04_cost.ipynb #cf0d358e
 import math
@@ -142,6 +142,23 @@ def tier_costs(
     s = card.model_spec
     if s.kind=='openai': return token_costs([a.tokens_in for a in answers], [a.tokens_out for a in answers], *((book[n].value if p is None else p) for p,n in ((s.price_in, 'token_in'), (s.price_out, 'token_out'))))
     return float(np.nanmean(seconds_each(time_calls(card.system().uncached, prompts[:40])[0], 'cpu')))*book['cpu_hour'].value/3600
+
+# %% ../nbs/04_cost.ipynb #72187e46
+def after_cost(
+    money:np.ndarray, # of `worth.case_money`, one a case
+    each:np.ndarray|float # money that each answer costs; nan where nobody counted: taken at the mean
+)->np.ndarray:
+    "What a case leaves once its answer is paid for"
+    c = np.broadcast_to(np.asarray(each, float), np.shape(money))
+    seen = c[~np.isnan(c)]
+    return money-np.where(np.isnan(c), seen.mean() if len(seen) else 0., c)
+
+def tier_row(
+    rate:Estimate, # share solved
+    left:Estimate # money a case
+)->dict:
+    "Quality and money of a tier, each with its bounds"
+    return {'solved': rate.value, 'solved, at least': rate.low, 'solved, at most': rate.high, 'left of a case': left.value, 'at least': left.low, 'at most': left.high}
 
 # %% ../nbs/04_cost.ipynb #087dc111
 def explore(

@@ -213,11 +213,12 @@ def endpoint_cost(
 def request_table(
     ways:Mapping[str, tuple[float,float,float]], # name: value, low, high; money a request, nan where it is not known
     rate:Estimate # share solved
-): # DataFrame
-    "What a request and a solved case cost, by the way they are paid for"
+): # DataFrame: money for a thousand requests, and for a thousand solved cases
+    "What requests and solved cases cost, by the way they are paid for"
     import pandas as pd
-    over = lambda a, b: a/b if b>0 else math.nan if math.isnan(a) else math.inf
-    return pd.DataFrame({k: {'a request': v, 'at least': lo, 'at most': hi, 'a solved case': over(v, rate.value), 'solved, at least': over(lo, rate.high), 'solved, at most': over(hi, rate.low)} for k,(v,lo,hi) in ways.items()}).T
+    over = lambda a, b: 1e3*a/b if b>0 else math.nan if math.isnan(a) else math.inf
+    cells = lambda v, lo, hi: {'1,000 requests': 1e3*v, 'at least': 1e3*lo, 'at most': 1e3*hi, '1,000 solved': over(v, rate.value), 'solved, at least': over(lo, rate.high), 'solved, at most': over(hi, rate.low)}
+    return pd.DataFrame({k: cells(*v) for k,v in ways.items()}).T
 
 # %% ../nbs/components/costing.ipynb #244dae43
 def meeting_volumes(
