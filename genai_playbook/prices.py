@@ -45,10 +45,13 @@ def read_prices(
 )->dict[str,Price]: # by name; raises PlaybookError on the first entry that is no price
     "A price book as it stands in a file"
     from genai_playbook.strict_yaml import YamlProblem, parse_yaml
-    try: found = parse_yaml(Path(file).read_bytes()).value
+    try:
+        raw = Path(file).read_bytes()
+        found = parse_yaml(raw) if raw.strip() else None
     except (OSError, YamlProblem) as e: raise PlaybookError(f'{Path(file).name} is no price book that can be read: {e}') from None
-    if not isinstance(found, dict): raise PlaybookError(f'{Path(file).name} must be a mapping of names to prices.')
-    return {str(k): _price(k, v) for k,v in found.items()}
+    if found and found.duplicates: raise PlaybookError(f'{Path(file).name} is no price book that can be read: line {found.duplicates[0][1]} repeats a name')
+    if not found or not isinstance(found.value, dict): raise PlaybookError(f'{Path(file).name} must be a mapping of names to prices.')
+    return {str(k): _price(k, v) for k,v in found.value.items()}
 
 def _price(name, d):
     try: return Price.model_validate(dict(value=d) if isinstance(d, int|float) and not isinstance(d, bool) else d)
@@ -79,7 +82,7 @@ class Book:
         return p.model_copy(update=dict(value=p.value*value, low=p.least*low, high=p.most*high, currency=self.currency if p.currency!='' else ''))
 
     def _rate(self, name, currency): # bounds of the exchange rate too: a price in another currency is as sure as both
-        if currency in (None, '', self.currency): return 1., 1., 1.
+        if not currency or currency.upper()==self.currency.upper(): return 1., 1., 1.
         straight,back = (self.prices.get(f'{a}_in_{b}'.lower()) for a,b in ((currency, self.currency), (self.currency, currency)))
         if straight: return straight.least,straight.value,straight.most
         if back and back.least>0: return 1/back.most,1/back.value,1/back.least

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 import numpy as np
 from .costing import Line
+from .errors import PlaybookError
 from .stats import Estimate, paired_difference
 
 # %% ../nbs/components/returns.ipynb #961d942a
@@ -21,6 +22,7 @@ def shares(
 )->tuple[np.ndarray,np.ndarray,np.ndarray]: # solved, wrong, handed: one of them 1 in each case
     "How each case ended, as `worth.case_money` counts it"
     s,h = np.asarray(solved, float),np.asarray(handed, bool)
+    if s.shape!=h.shape: raise PlaybookError(f'{len(s)} cases meet {len(h)} marks of who answered: every case needs one.')
     h = h | np.isnan(s)
     return ((s==1) & ~h).astype(float),((s==0) & ~h).astype(float),h.astype(float)
 
