@@ -135,30 +135,29 @@ def tier_costs(
     prompts:Sequence[str],
     answers:Sequence, # of `models.Answer`
     book:Book
-)->np.ndarray|float: # money, one a request, or the mean of all
-    "What each answer of a tier costs: tokens at an endpoint, else the CPU-seconds of a few calls"
+)->np.ndarray: # money: of each answer, or of each of a few calls
+    "What answers of a tier cost: tokens at an endpoint, else the CPU-seconds of a few calls"
     from genai_playbook.costing import token_costs
     from genai_playbook.timing import time_calls
     s = card.model_spec
     if s.kind=='openai': return token_costs([a.tokens_in for a in answers], [a.tokens_out for a in answers], *((book[n].value if p is None else p) for p,n in ((s.price_in, 'token_in'), (s.price_out, 'token_out'))))
-    return float(np.nanmean(seconds_each(time_calls(card.system().uncached, prompts[:40])[0], 'cpu')))*book['cpu_hour'].value/3600
+    return np.array(seconds_each(time_calls(card.system().uncached, prompts[:40], seconds=10)[0], 'cpu'))*book['cpu_hour'].value/3600
 
 # %% ../nbs/04_cost.ipynb #72187e46
 def after_cost(
     money:np.ndarray, # of `worth.case_money`, one a case
-    each:np.ndarray|float # money that each answer costs; nan where nobody counted: taken at the mean
+    each:Sequence[float] # money that each answer costs, or each of a few; nan where nobody counted
 )->np.ndarray:
-    "What a case leaves once its answer is paid for"
-    c = np.broadcast_to(np.asarray(each, float), np.shape(money))
-    seen = c[~np.isnan(c)]
-    return money-np.where(np.isnan(c), seen.mean() if len(seen) else 0., c)
+    "What a case leaves once its answer is paid for; an answer that nobody counted costs the mean"
+    c = np.asarray(each, float)
+    usual = c[~np.isnan(c)].mean() if (~np.isnan(c)).any() else 0.
+    return money-(np.where(np.isnan(c), usual, c) if len(c)==len(money) else usual)
 
 def tier_row(
-    rate:Estimate, # share solved
-    left:Estimate # money a case
+    **parts:Estimate # by name
 )->dict:
-    "Quality and money of a tier, each with its bounds"
-    return {'solved': rate.value, 'solved, at least': rate.low, 'solved, at most': rate.high, 'left of a case': left.value, 'at least': left.low, 'at most': left.high}
+    "A tier's quality and money, each with its bounds"
+    return {f"{name.replace('_', ' ')}{end}": k(e) for name,e in parts.items() for end,k in (('', lambda e: e.value), (', at least', lambda e: e.low), (', at most', lambda e: e.high))}
 
 # %% ../nbs/04_cost.ipynb #087dc111
 def explore(

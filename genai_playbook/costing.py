@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['EACH', 'HOURS', 'SECONDS', 'Line', 'paid', 'total', 'unsampled', 'plot_bill', 'rows_decide', 'number_in',
            'estimate_in', 'day_curve', 'replicas_paid', 'machine_line', 'utilisation', 'per_million', 'batch_table',
-           'token_costs', 'priced', 'endpoint_cost', 'request_table', 'meeting_volumes', 'plot_break_even', 'repeated',
-           'energy']
+           'token_costs', 'resampled', 'priced', 'endpoint_cost', 'request_table', 'meeting_volumes', 'plot_break_even',
+           'repeated', 'energy']
 
 # %% ../nbs/components/costing.ipynb #57eb73b2
 import math
@@ -187,6 +187,16 @@ def token_costs(
     "What each request costs at an endpoint"
     a,b = (np.array([math.nan if x is None else x for x in xs], float) for xs in (read, written))
     return (a*price_in+b*price_out)/1e6
+
+def resampled(
+    each:Sequence[float], # units that each request takes; nan where it failed
+    level:float=.95,
+    seed:int=0
+)->Estimate:
+    "Mean of a few requests by resampling; where a few of them decide it, the least and the greatest stand for its bounds"
+    e = bootstrap(each, level=level, seed=seed)
+    seen = [x for x in each if math.isfinite(x)]
+    return e if e.enough or len(seen)<30 else Estimate(float(np.mean(seen)), min(seen), max(seen), len(seen), 'least and greatest request', level)
 
 def priced(
     amount:Estimate, # units a request

@@ -1,6 +1,8 @@
 "Chapter 04 and what it stands on: price books and records as people and other chapters leave them, no traffic, no success, other currencies"
 import json
 import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from types import SimpleNamespace as ns
 
@@ -258,7 +260,7 @@ def test_a_tier_that_is_no_better_is_not_chosen_for_luck():
 
 
 def test_costs_of_answers_that_nobody_counted_are_taken_at_the_mean():
-    assert after_cost(np.array([1., 1.]), np.array([.5, NAN])).tolist() == [.5, .5] and after_cost(np.array([1.]), np.array([NAN])).tolist() == [1.] and after_cost(np.array([1.]), .25).tolist() == [.75]
+    assert after_cost(np.array([1., 1.]), np.array([.5, NAN])).tolist() == [.5, .5] and after_cost(np.array([1.]), np.array([NAN])).tolist() == [1.] and after_cost(np.ones(3), [.25, .5]).tolist() == [.625]*3
 
 
 def test_a_gate_where_rows_decide():
@@ -331,6 +333,31 @@ def test_recorded_answers(tmp_path):
     (tmp_path/'log.jsonl').write_text(''.join(json.dumps(dict(prompt=f'question {i} word{i%7}', answer=f'word{i%7}'))+'\n' for i in range(300)), encoding='utf-8')
     gates, records, text = chapter(tmp_path, {}, model='{kind: recorded, path: log.jsonl, answer: answer, prompt: prompt}')
     assert gates['COS01'].verdict == 'NOT TESTED' and 'Traceback' not in text
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    "Answers with the last word of the prompt, and counts tokens"
+    def do_POST(self):
+        said = json.loads(self.rfile.read(int(self.headers['Content-Length'])))['messages'][-1]['content']
+        chunks = [dict(choices=[dict(index=0, delta=dict(content=said.split()[-1]), finish_reason='stop')]), dict(choices=[], usage=dict(prompt_tokens=len(said), completion_tokens=2))]
+        raw = ''.join(f'data: {json.dumps(c)}\n\n' for c in chunks).encode()+b'data: [DONE]\n\n'
+        self.send_response(200)
+        for k, v in {'Content-Type': 'text/event-stream', 'Content-Length': str(len(raw))}.items(): self.send_header(k, v)
+        self.end_headers()
+        self.wfile.write(raw)
+    def log_message(self, *a): pass
+
+
+@pytest.mark.slow
+def test_an_endpoint_is_paid_by_its_tokens(tmp_path):
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: gates, records, text = chapter(tmp_path, dict(load=LOAD), model=f'{{kind: openai, base_url: "http://127.0.0.1:{server.server_port}/v1", model: m, price_in: 10, price_out: 20}}')
+    finally: server.shutdown()
+    each = sum(len(f'question {i} word{i%7}')*10+2*20 for i in range(300))/300/1e6
+    line = next(l for l in records['cost']['lines'] if l['kind'] == 'inference')
+    assert line['value'] == pytest.approx(5000*each) and line['sampled'] and line['low'] < line['value'] < line['high']
+    assert gates['COS01'].verdict == PASS and 'NOT TESTED: it takes a model of your own' in text
 
 
 def test_judged_says_why_nothing_could_be_scored():
