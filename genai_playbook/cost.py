@@ -51,9 +51,11 @@ GATES = [
         advice='Look at the largest line first: machines that idle, people who take over, long prompts; then a cache and a cheaper tier.'),
     GateSpec('COS02', 'A month earns more than it costs', 'money left of a month', 'cost.least_left', 0., unit='money',
         advice='Wrong answers are usually the largest cost: raise the share solved, or hand doubtful cases to people, before you look for a cheaper machine.'),
-    GateSpec('COS03', 'What was spent once comes back in time', 'part earned back in the months allowed', 'cost.earned_back', 1., hard=False, unit='ratio', range=(-math.inf, math.inf),
+    GateSpec('COS03', 'What was spent once comes back in time', 'part earned back in the months allowed', 'cost.earned_back', 1., hard=False,
+        unit='ratio', range=(-math.inf, math.inf),
         advice='Spend less before it is known to pay, or give it more months (cost.payback_months) and say who agreed.'),
-    GateSpec('COS04', "Cases solved for the same money, over today's", 'ratio of cases solved for a unit of money', 'cost.than_today', 1., hard=False, unit='ratio', range=(0., math.inf),
+    GateSpec('COS04', "Cases solved for the same money, over today's", 'ratio of cases solved for a unit of money', 'cost.than_today', 1., hard=False,
+        unit='ratio', range=(0., math.inf),
         advice='A solved case costs more than it does today: look at volume and idle machines before the price of the model.')]
 
 # %% ../nbs/04_cost.ipynb #333f3f7f
@@ -113,8 +115,9 @@ def case_lines(
     "What a month costs because cases are taken over and because the system is measured"
     o = card.outcome
     over = paid('people', 'cases that people take over', taken, Price(value=o.escalation_cost), o.volume_per_month or 0)
-    cost = paid('evaluation', f'asking {rows:,} rows {evaluations:g} times', a_request, Price(value=1), rows*evaluations) if a_request else Line('evaluation', 'asking the evaluation data again', missing='run chapter cost where answers can be timed')
-    return over,cost
+    what = f'asking {rows:,} rows {evaluations:g} times'
+    if a_request is None: return over,Line('evaluation', what, missing='run chapter cost where answers can be timed')
+    return over,paid('evaluation', what, a_request, Price(value=1), rows*evaluations)
 
 # %% ../nbs/04_cost.ipynb #931a0faf
 def opened(
@@ -126,7 +129,7 @@ def opened(
     "A gate that says whether rows decide, and what does where they do not"
     decides = rows_decide(least, most, card.threshold(spec))
     wide = max((l for l in lines if not l.missing and not l.sampled), key=lambda l: l.high-l.low, default=None)
-    note = '' if decides or not wide else f'the range of "{wide.what}" ({wide.low:,.0f} to {wide.high:,.0f} {card.outcome.currency}) is the widest: settle its price or its amount'
+    note = '' if decides or not wide else f'"{wide.what}" has the widest range ({wide.low:,.0f} to {wide.high:,.0f} {card.outcome.currency}): settle its price or its amount'
     return replace(spec, rows_decide=decides, unit=card.outcome.currency if spec.unit=='money' else spec.unit),note
 
 # %% ../nbs/04_cost.ipynb #3a733f87
@@ -140,7 +143,9 @@ def tier_costs(
     from genai_playbook.costing import token_costs
     from genai_playbook.timing import time_calls
     s = card.model_spec
-    if s.kind=='openai': return token_costs([a.tokens_in for a in answers], [a.tokens_out for a in answers], *((book[n].value if p is None else p) for p,n in ((s.price_in, 'token_in'), (s.price_out, 'token_out'))))
+    if s.kind=='openai':
+        read,written = (book[name].value if own is None else own for own,name in ((s.price_in, 'token_in'), (s.price_out, 'token_out')))
+        return token_costs([a.tokens_in for a in answers], [a.tokens_out for a in answers], read, written)
     return np.array(seconds_each(time_calls(card.system().uncached, prompts[:40], seconds=10)[0], 'cpu'))*book['cpu_hour'].value/3600
 
 # %% ../nbs/04_cost.ipynb #72187e46
@@ -157,7 +162,7 @@ def tier_row(
     **parts:Estimate # by name
 )->dict:
     "A tier's quality and money, each with its bounds"
-    return {f"{name.replace('_', ' ')}{end}": k(e) for name,e in parts.items() for end,k in (('', lambda e: e.value), (', at least', lambda e: e.low), (', at most', lambda e: e.high))}
+    return {name.replace('_', ' ')+end: x for name,e in parts.items() for end,x in (('', e.value), (', at least', e.low), (', at most', e.high))}
 
 # %% ../nbs/04_cost.ipynb #087dc111
 def explore(
@@ -166,8 +171,9 @@ def explore(
 ): # ipywidgets widget
     "Sliders over what moves the month, with what is left of it"
     import ipywidgets as w
-    at = {k: v[1] for k,v in ranges.items()}
-    sliders = {k: w.FloatSlider(at[k], min=0, max=1 if k.startswith('share') else max(2*at[k], 1e-6), step=.001 if k.startswith('share') else max(at[k], 1e-6)/100, description=k, style=dict(description_width='18em'), layout=dict(width='40em')) for k in CASE}
+    at,look = {k: v[1] for k,v in ranges.items()},dict(style=dict(description_width='18em'), layout=dict(width='40em'))
+    most = {k: 1. if k.startswith('share') else max(2*at[k], 1e-6) for k in CASE}
+    sliders = {k: w.FloatSlider(at[k], min=0, max=top, step=top/500, description=k, **look) for k,top in most.items()}
     said = w.HTML()
     def show(change=None): said.value = f'<b>{left_at(at | {k: s.value for k,s in sliders.items()}):,.0f} {currency}</b> are left of a month'
     for s in sliders.values(): s.observe(show, 'value')

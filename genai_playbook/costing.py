@@ -50,7 +50,8 @@ def total(
     "The sum of a bill, bounds added"
     missing = list(dict.fromkeys(l.missing for l in lines if l.missing))
     value,low,high = (math.fsum(getattr(l, k) for l in lines if not l.missing) for k in ('value','low','high'))
-    if missing or not lines: return Estimate(value, low, math.inf, 0, 'sum of bounds', clusters=clusters, enough=False, note='; '.join(missing) or 'the bill has no line')
+    if missing or not lines:
+        return Estimate(value, low, math.inf, 0, 'sum of bounds', clusters=clusters, enough=False, note='; '.join(missing) or 'the bill has no line')
     return Estimate(value, low, high, rows, 'exact' if low==high else 'sum of bounds', clusters=clusters)
 
 def unsampled(
@@ -72,9 +73,12 @@ def plot_bill(
     fig,ax = plt.subplots(figsize=(7.5, .34*len(known)+1.1), layout='constrained')
     ax.barh(range(len(known)), [l.value for l in known], color='#3b5b92', alpha=.75, height=.6)
     for y,l in enumerate(known): ax.plot([l.low, l.high], [y, y], color='black', lw=1.2)
-    if limit: ax.axvline(limit, color='#b3261e', ls=':', label=f'budget of the whole month: {limit:,.0f}'); ax.legend(frameon=False, fontsize=8, loc='lower right')
+    if limit:
+        ax.axvline(limit, color='#b3261e', ls=':', label=f'budget of the whole month: {limit:,.0f}')
+        ax.legend(frameon=False, fontsize=8, loc='lower right')
     ax.set_yticks(range(len(known)), [f'{l.kind}: {l.what}' for l in known], fontsize=8)
-    ax.set(xlabel=f'{currency} a month', title=f'A month costs {sum(l.value for l in known):,.0f} {currency}' + (', without what is missing' if len(known)<len(lines) else ''))
+    part = ', without what is missing' if len(known)<len(lines) else ''
+    ax.set(xlabel=f'{currency} a month', title=f'A month costs {sum(l.value for l in known):,.0f} {currency}{part}')
     ax.spines[['top','right']].set_visible(False)
     return fig
 
@@ -146,7 +150,7 @@ def machine_line(
     "What the capacity plan's machines cost"
     e,p = (number_in(replicas, k) for k in ('expected', 'peak'))
     if price is None: return Line('inference', 'machines', missing='give the price of the machine (hardware.price_per_hour)')
-    if not (e>=1 and p>=1): return Line('inference', 'machines', missing='run chapter load until it has a capacity plan (`--chapters load --effort full`): it says how many replicas are paid for')
+    if not (e>=1 and p>=1): return Line('inference', 'machines', missing='run chapter load until its capacity plan says how many replicas are paid for (`--effort full`)')
     n = replicas_paid(max(e, ordered), max(p, ordered), curve, autoscaled)
     return replace(paid('inference', f'{n.value:,.3g} machine(s), all hours', n, price, HOURS), sampled=False)
 
@@ -203,7 +207,8 @@ def priced(
     price:Price
 )->Estimate: # money
     "An estimate of units, as money: its bounds times the price's"
-    return replace(amount, value=amount.value*price.value, low=max(0., amount.low)*price.least, high=amount.high*price.most, method=f'{amount.method}, price at its bounds' if price.least<price.most else amount.method)
+    method = amount.method + (', price at its bounds' if price.least<price.most else '')
+    return replace(amount, value=amount.value*price.value, low=max(0., amount.low)*price.least, high=amount.high*price.most, method=method)
 
 # %% ../nbs/components/costing.ipynb #208a0495
 def endpoint_cost(
@@ -227,8 +232,9 @@ def request_table(
     "What requests and solved cases cost, by the way they are paid for"
     import pandas as pd
     over = lambda a, b: 1e3*a/b if b>0 else math.nan if math.isnan(a) else math.inf
-    cells = lambda v, lo, hi: {'1,000 requests': 1e3*v, 'at least': 1e3*lo, 'at most': 1e3*hi, '1,000 solved': over(v, rate.value), 'solved, at least': over(lo, rate.high), 'solved, at most': over(hi, rate.low)}
-    return pd.DataFrame({k: cells(*v) for k,v in ways.items()}).T
+    names = '1,000 requests', 'at least', 'at most', '1,000 solved', 'solved, at least', 'solved, at most'
+    cells = lambda v, lo, hi: (1e3*v, 1e3*lo, 1e3*hi, over(v, rate.value), over(lo, rate.high), over(hi, rate.low))
+    return pd.DataFrame({k: dict(zip(names, cells(*v))) for k,v in ways.items()}).T
 
 # %% ../nbs/components/costing.ipynb #244dae43
 def meeting_volumes(

@@ -87,7 +87,8 @@ class Book:
         if straight: return straight.least,straight.value,straight.most
         if back and back.least>0: return 1/back.most,1/back.value,1/back.least
         rate = f'{currency}_in_{self.currency}'.lower()
-        raise PlaybookError(f'Price `{name}` is in {currency} and the card in {self.currency}: give the price in `cost.prices.{name}`, or the rate in `cost.prices.{rate}`.')
+        raise PlaybookError(f'Price `{name}` is in {currency} and the card in {self.currency}: '
+            f'give the price in `cost.prices.{name}`, or the rate in `cost.prices.{rate}`.')
 
 # %% ../nbs/components/prices.ipynb #12de4bb4
 def price_book(

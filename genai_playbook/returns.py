@@ -42,8 +42,8 @@ def left(
     volume:float # cases a month
 )->Estimate: # money a month
     "What a month earns beyond its cost: bound from bound"
-    return replace(a_case, value=volume*a_case.value-cost.value, low=volume*a_case.low-cost.high, high=volume*a_case.high-cost.low, level=.95, method=f'{a_case.method}, less sum of bounds',
-        enough=a_case.enough and cost.enough, note='; '.join(filter(None, [a_case.note, cost.note])))
+    return replace(a_case, value=volume*a_case.value-cost.value, low=volume*a_case.low-cost.high, high=volume*a_case.high-cost.low, level=.95,
+        method=f'{a_case.method}, less sum of bounds', enough=a_case.enough and cost.enough, note='; '.join(filter(None, [a_case.note, cost.note])))
 
 # %% ../nbs/components/returns.ipynb #d236d27a
 def pays(
@@ -74,7 +74,8 @@ def earned_back(
     "The part of what was spent once that comes back in the months allowed"
     if not once.value>0: return replace(gain, value=math.nan, low=math.nan, high=math.nan, n=0, enough=False, note='nothing was spent once (cost.once)')
     low,high = (g/(a if g>0 else b) for g,a,b in ((gain.low, once.high, once.low), (gain.high, once.low, once.high))) if once.low>0 else (-math.inf,math.inf)
-    return replace(gain, value=months*gain.value/once.value, low=months*low, high=months*high, enough=gain.enough and once.enough, note='; '.join(filter(None, [gain.note, once.note])))
+    return replace(gain, value=months*gain.value/once.value, low=months*low, high=months*high, enough=gain.enough and once.enough,
+        note='; '.join(filter(None, [gain.note, once.note])))
 
 # %% ../nbs/components/returns.ipynb #95788ebc
 def than_today(
@@ -86,7 +87,8 @@ def than_today(
 )->Estimate: # above 1: more cases for the same money
     "Cases solved for a unit of money, over today's"
     over = lambda share, cost: share*volume/cost/(baseline/today) if cost>0 else math.inf
-    return replace(rate, value=over(rate.value, month.value), low=over(rate.low, month.high), high=over(rate.high, month.low), level=.95, method='ratio of bounds', enough=rate.enough and month.enough, note=month.note)
+    return replace(rate, value=over(rate.value, month.value), low=over(rate.low, month.high), high=over(rate.high, month.low), level=.95,
+        method='ratio of bounds', enough=rate.enough and month.enough, note=month.note)
 
 # %% ../nbs/components/returns.ipynb #54a98b0e
 def routed(
@@ -126,7 +128,8 @@ def month_ranges(
     o,fifth = outcome,lambda x: (.8*x, x, 1.2*x)
     upto = lambda e, rest: (e.low, e.value, max(e.value, min(e.high, 1-rest)))
     own = fifth(o.volume_per_month),upto(solved, handed.value),upto(handed, solved.value),fifth(o.success_value),fifth(o.wrong_cost),fifth(o.escalation_cost)
-    return dict(zip(CASE, own)) | {f'{l.kind}: {l.what}'+' '*i: (l.low, l.value, l.high) for i,l in enumerate(bill) if not l.missing} # two positions may have one name
+    rest = {f'{l.kind}: {l.what}'+' '*i: (l.low, l.value, l.high) for i,l in enumerate(bill) if not l.missing} # two positions may have one name
+    return dict(zip(CASE, own)) | rest
 
 def left_at(
     x:Mapping[str,float] # one number for each of `month_ranges`
@@ -150,7 +153,8 @@ def plot_tornado(
         ax.barh(y, hi-value, left=value, color='#c98a1b', height=.6, label='at its high' if not y else None)
     ax.axvline(value, color='black', lw=.8)
     if min([lo for _,*ends in bars for lo in ends], default=value)<0: ax.axvline(0, color='#b3261e', ls=':', lw=1)
-    ax.set_yticks(range(len(bars)), [b[0].strip()+(' ± a fifth' if b[0] in CASE and not b[0].startswith('share') else '') for b in reversed(bars)], fontsize=8)
+    assumed = lambda name: ' ± a fifth' if name in CASE and not name.startswith('share') else ''
+    ax.set_yticks(range(len(bars)), [b[0].strip()+assumed(b[0]) for b in reversed(bars)], fontsize=8)
     ax.xaxis.set_major_formatter(lambda v,_: f'{v:,.0f}')
     ax.set(xlabel=f'{currency} a month', title='What moves the return most')
     if bars: ax.legend(frameon=False, fontsize=8, loc='lower right')
