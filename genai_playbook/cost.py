@@ -49,9 +49,9 @@ class Section(BaseModel):
 GATES = [
     GateSpec('COS01', 'Running cost of a month', 'money a month', 'cost.budget_per_month', 0., '<=', unit='money',
         advice='Look at the largest line first: machines that idle, people who take over, long prompts; then a cache and a cheaper tier.'),
-    GateSpec('COS02', 'A month earns more than it costs', 'money left of a month', 'cost.least_left', 0., unit='money',
+    GateSpec('COS02', 'A month leaves money', 'money left of a month', 'cost.least_left', 0., unit='money',
         advice='Wrong answers are usually the largest cost: raise the share solved, or hand doubtful cases to people, before you look for a cheaper machine.'),
-    GateSpec('COS03', 'What was spent once comes back in time', 'part earned back in the months allowed', 'cost.earned_back', 1., hard=False,
+    GateSpec('COS03', 'What was spent once is earned back', 'part earned back in the months allowed', 'cost.earned_back', 1., hard=False,
         unit='ratio', range=(-math.inf, math.inf),
         advice='Spend less before it is known to pay, or give it more months (cost.payback_months) and say who agreed.'),
     GateSpec('COS04', "Cases solved for the same money, over today's", 'ratio of cases solved for a unit of money', 'cost.than_today', 1., hard=False,
