@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .card_keys import ModelSpec
 from .costing import Line, paid, rows_decide
 from .evidence import GateSpec
-from .prices import Book, Money, Price
+from .prices import Book, Price
 from .returns import CASE, left_at
 from .stats import Estimate
 
@@ -42,7 +42,7 @@ class Section(BaseModel):
     evaluations_per_month:float = Field(1., ge=0, le=1e4, description='How often a month the evaluation data is asked again')
     month:list[Item] = Field([], description='What is paid each month besides the answers')
     once:list[Item] = Field([], description='What is paid once: data, training, experiments')
-    prices:dict[str,Money|Price] = Field({}, description="The card's own prices, by name: a number, or value, low, high, unit, date, source")
+    prices:dict[str,Price] = Field({}, description="The card's own prices, by name: a number, or value, low, high, unit, date, source")
     cheaper:ModelSpec|None = Field(None, description='A cheaper model that easy requests could be sent to')
 
 # %% ../nbs/04_cost.ipynb #f45eb364

@@ -30,6 +30,11 @@ class Price(BaseModel):
     date:str = Field('', description='When the price held, as 2026-05')
     source:str = Field('', description='Who says so')
 
+    @model_validator(mode='before')
+    @classmethod
+    def _bare(cls, x): return dict(value=x) if isinstance(x, int|float) and not isinstance(x, bool) else x
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core, handler): return dict(anyOf=[dict(type='number', minimum=0), handler(core)], description=cls.__doc__)
     @model_validator(mode='after')
     def _ordered(self):
         if not self.least<=self.value<=self.most: raise ValueError(f'low ≤ value ≤ high must hold, and they are {self.least:g}, {self.value:g} and {self.most:g}')
@@ -54,7 +59,7 @@ def read_prices(
     return {str(k): _price(k, v) for k,v in found.value.items()}
 
 def _price(name, d):
-    try: return Price.model_validate(dict(value=d) if isinstance(d, int|float) and not isinstance(d, bool) else d)
+    try: return Price.model_validate(d)
     except ValidationError as e:
         first = e.errors()[0]
         raise PlaybookError(f"Price `{name}`{''.join(f', `{k}`' for k in first['loc'])}: {first['msg'].removeprefix('Value error, ')}.") from None
