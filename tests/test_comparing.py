@@ -205,6 +205,34 @@ def test_equal_groups_are_seldom_accused():
     assert accused/300 <= .05 + 2*math.sqrt(.05*.95/300)
 
 
+def test_gaps_of_clustered_rows():
+    y, d, g, c = rng.integers(0, 2, 900), rng.integers(0, 2, 900), rng.choice(['x', 'y', 'z'], 900), rng.integers(0, 300, 900)
+    order = rng.permutation(900)
+    a, b = group_metrics(y, d, g, list(METRICS), clusters=c), group_metrics(y[order], d[order], pd.Series(g)[order], list(METRICS), clusters=[f'customer {i}' for i in c[order]])
+    assert all(same(gap(a, m, ratio=r), gap(b, m, ratio=r)) for m in METRICS for r in (False, True))
+    alone, apart = (group_metrics(d, d, g, ['selection_rate'], clusters=k) for k in (np.arange(900), None))
+    e, f = gap(alone, 'selection_rate'), gap(apart, 'selection_rate')
+    assert e.clusters == 900 and f.clusters is None and e.value == f.value
+    assert e.low == pytest.approx(f.low, abs=.01) and e.high == pytest.approx(f.high, abs=.01)
+    few = gap(group_metrics(d, d, g, ['selection_rate'], clusters=c % 20), 'selection_rate')
+    assert not few.enough and 'clusters' in few.note and (few.low, few.high) == (0, 1)
+    whole = gap(group_metrics([1]*200, [1]*200, list('ab')*100, ['selection_rate'], clusters=np.arange(200)//4*2 + np.arange(200) % 2), 'selection_rate')
+    assert whole.enough and whole.value == whole.low == 0 and whole.high > .05  # fifty clusters in each group, not a hundred rows
+    none = group_metrics([], [], [], clusters=[])
+    assert not gap(none, 'selection_rate').enough
+    with pytest.raises(PlaybookError, match='cluster labels'): group_metrics(d, d, g, clusters=c[:5])
+
+
+def test_equal_groups_in_clusters_are_seldom_accused():
+    found = []
+    for i in range(300):
+        c = np.repeat(np.arange(200), 4)
+        d = np.where((rng.random(200) < .7)[c], (rng.random(200) < .8)[c], rng.random(800) < .8)  # most clusters are right or wrong as a whole
+        found.append([gap(group_metrics(d, d, c % 4, ['selection_rate'], replicates=500, seed=i, clusters=k), 'selection_rate').low > 0 for k in (c, None)])
+    robust, naive = np.mean(found, axis=0)
+    assert robust <= .05 + 2*math.sqrt(.05*.95/300) and naive > .2
+
+
 # sequential
 
 @pytest.mark.parametrize('method', ['empirical Bernstein', 'normal mixture'])
