@@ -134,7 +134,7 @@ def gap(
     level = _level(level, .5)
     if metric not in gm.metrics: raise PlaybookError(f'{metric!r} was not computed; name it in group_metrics(..., metrics=…)')
     i, (num, den) = gm.metrics.index(metric), METRICS[metric]
-    k, n, v, draws = gm.counts[:, list(num)].sum(1), gm.counts[:, list(den)].sum(1), gm.values[:, i], gm.draws[..., i]
+    n, v, draws = gm.counts[:, list(den)].sum(1), gm.values[:, i], gm.draws[..., i]
     worth, C, clusters = (n, None, None) if gm.units is None else _clusters(gm, num, den)
     shape = dict(n=int(gm.counts.sum()), method='max-t cell bootstrap' if C is None else 'cluster-robust max-t', level=level, clusters=clusters, unscored=gm.unscored)
     if len(n) < 2: return Estimate(math.nan, 0., 1., enough=False, note='a gap needs at least two groups', **shape)
