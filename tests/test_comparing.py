@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from genai_playbook.cells import METRICS, gap, group_metrics
-from genai_playbook.comparing import (CANNOT_TELL, benjamini_hochberg, cohens_d, cohens_h, equivalent, holm, mcnemar, n_equivalent, n_not_worse,
+from genai_playbook.comparing import (CANNOT_TELL, benjamini_hochberg, cohens_d, cohens_h, equivalent, holm, mcnemar, n_equivalent, n_not_worse, p_from_bound,
                                       newcombe, verdict)
 from genai_playbook.errors import PlaybookError
 from genai_playbook.estimating import Judge, calibrate, estimate, judge_corrected, noise
@@ -168,6 +168,24 @@ def test_noise_edges_and_recovery():
     prompt = np.repeat(np.arange(3000), 4)
     between, within = noise(rng.normal(0, 2, 3000)[prompt] + rng.normal(0, 1, len(prompt)), prompt)
     assert between == pytest.approx(4, rel=.1) and within == pytest.approx(1, rel=.1)
+
+
+@pytest.mark.parametrize('n', [30, 100, 500, 3000])
+def test_p_read_off_an_exact_bound_is_not_too_small(n):
+    from scipy.stats import binom
+    for k in range(n//2, n + 1, max(1, n//40)):
+        low, level = clopper_pearson(k, n, .9)[0], .05
+        for t in np.linspace(.05, low, 9):
+            exact = binom.sf(k - 1, n, t)
+            assert p_from_bound(k/n, low, t, share=True) >= exact*.999 or exact > level or exact < 1e-300
+        assert p_from_bound(k/n, low, low, share=True) == pytest.approx(level)
+
+
+def test_p_from_a_bound_at_the_edges():
+    assert p_from_bound(.9, .8, .95) == 1 and p_from_bound(.9, .8, .9) == 1 and p_from_bound(.9, .9, .5) == 0 and p_from_bound(.9, .9, .9) == 1
+    assert p_from_bound(.1, .2, .3, share=True) < .05 < p_from_bound(.1, .2, .15, share=True)  # from above
+    assert p_from_bound(1., .95, 0., share=True) == 0 and p_from_bound(0., .05, 1., share=True) == 0
+    assert p_from_bound(.5, .4, .4, level=.975) == pytest.approx(.025) and 0 < p_from_bound(1e6, 0., -1e6) < .001
 
 
 # cells
