@@ -6,8 +6,6 @@ import ast
 import hashlib
 import io
 import json
-import os
-import tempfile
 import threading
 import time
 import tokenize
@@ -19,12 +17,13 @@ from pathlib import Path
 
 from genai_playbook.chapters import ChapterInfo, chapter_gates, find_chapters
 from genai_playbook.errors import PlaybookError
+from genai_playbook.executing import BROKE, DONE, TIMED_OUT, execute_chapter
 
 __all__ = ['Parameter', 'ChapterRun', 'Run', 'Progress', 'notebook_parameters', 'effective_parameters', 'plan', 'execute_chapter', 'finish', 'keep_remote', 'run', 'load_run', 'newest_run', 'gather']
 
 EFFORTS = ('quick', 'full')
 OWN = ('poc', 'effort', 'run_dir')  # the parameters that the runner itself sets
-DONE, BROKE, TIMED_OUT, EXEMPT, NOT_RUN = 'done', 'broke', 'timed out', 'exempt', 'not run'
+EXEMPT, NOT_RUN = 'exempt', 'not run'
 
 
 def _hint(word: str, options: Iterable[str], otherwise: str) -> str:
@@ -205,44 +204,6 @@ def plan(
         if bad := set(given) & set(OWN): raise PlaybookError(f'-p {n}.{sorted(bad)[0]} is set by the runner: name the card as the argument of `run`, and use --effort.')
         effective[n] = effective_parameters(known, {**own, **given}, n)
     return infos, effective
-
-
-# --- one chapter --------------------------------------------------------------------------------
-def execute_chapter(
-    src: Path,  # the notebook
-    dst: Path,  # where the executed notebook goes, whole, also when a cell failed
-    params: Mapping,  # every parameter
-    timeout: float = 1800.,  # seconds for the whole chapter
-    on_cell: Callable[[int, int], None] = lambda done, total: None,
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[str, str]:  # status, and what went wrong in one line
-    "Execute one notebook in its own kernel and folder; a cell that never ran counts as broken"
-    import warnings
-
-    from papermill import execute_notebook
-    from papermill.exceptions import PapermillExecutionError
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from traitlets.config import Config
-    partial = dst.parent/'.partial'/dst.name
-    partial.parent.mkdir(exist_ok=True)
-    total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells'])
-    seen, deadline = iter(range(1, total+2)), clock()+timeout
-    left = lambda cell: max(1, int(deadline-clock()))
-    status, error = DONE, ''
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix='gp-') as sockets:
-        kernel = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k'))  # no ports to fight over when chapters start side by side
-        warnings.simplefilter('ignore')  # papermill's and nbclient's own deprecations, not the chapter's
-        try:
-            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, timeout_func=left, config=kernel, extra_arguments=['--log-level=CRITICAL'], store_widget_state=True,
-                                  resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=lambda **kw: on_cell(next(seen), total+1))
-            skipped = [c.id for c in nb.cells if c.cell_type == 'code' and c.source.strip() and c.metadata.papermill.status != 'completed']
-            if skipped: status, error = BROKE, f'{len(skipped)} cells did not run: something ended the notebook early'
-        except PapermillExecutionError as e: status, error = BROKE, f'{e.ename}: {e.evalue}'.splitlines()[0][:300]
-        except CellTimeoutError: status, error = TIMED_OUT, f'it took longer than {timeout:,.0f} s; allow more with --timeout'
-        except DeadKernelError: status, error = BROKE, 'its kernel died, often for want of memory; look at the last cell that ran'
-        except RuntimeError as e: status, error = BROKE, f'its kernel did not start: {e}'
-    if partial.exists(): os.replace(partial, dst)
-    return status, error
 
 
 # --- progress -----------------------------------------------------------------------------------
