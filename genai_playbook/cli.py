@@ -57,28 +57,23 @@ def run(
     chapters: Annotated[str|None, typer.Option(help='Only these, separated by commas; the result is then PARTIAL. See `genai-playbook chapters`.')] = None,
     param: Annotated[list[str]|None, typer.Option('-p', '--param', metavar='CHAPTER.NAME=VALUE', help="Set one chapter's parameter; may be given again.")] = None,
     out: Annotated[str, typer.Option(help='Folder for evidence, or an address that papermill can write (s3://, gs://, abfs://).')] = 'evidence',
-    jobs: Annotated[int, typer.Option(min=1, help='Chapters side by side; those that measure time always run alone.')] = 1,
+    jobs: Annotated[int|None, typer.Option(min=1, help='Chapters side by side; as many as there are cores when left out. Those that measure time always run alone.')] = None,
     timeout: Annotated[float, typer.Option(min=1, help='Seconds that one chapter may take.')] = 1800,
-    resume: Annotated[bool, typer.Option(help='Go on with the newest run that was cut off; finished chapters that are still valid are kept.')] = False,
+    resume: Annotated[bool, typer.Option(help='Go on with the newest run if it was cut off or a chapter broke; finished chapters that are still valid are kept.')] = False,
+    cold: Annotated[bool, typer.Option('--cold', help='Start every kernel afresh instead of forking it: some seconds more for each chapter, the same evidence.')] = False,
     accept_partial: Annotated[bool, typer.Option(help='Exit 0 for a partial run in which nothing failed.')] = False,
 ):
     """Run the playbook on a POC: executed notebooks, a report, one decision.
 
     Exit code: 0 GO, 1 NO-GO, 2 bad card or usage, 3 insufficient evidence or partial, 4 a chapter broke, 130 interrupted."""
-    from genai_playbook.card import load_card
-    from genai_playbook.checking import preflight
-    from genai_playbook.runner import plan
     from genai_playbook.runner import run as run_playbook
     from genai_playbook.screen import ScreenProgress, print_result
     console = _console()
     chosen = [c.strip() for c in chapters.split(',') if c.strip()] if chapters is not None else None
     if chosen == []: raise PlaybookError('--chapters names no chapter; see `genai-playbook chapters`.')
     params = parse_params(param or [])
-    card = load_card(poc)
-    plan(card, chosen, params, effort)
-    preflight(card)
     with ScreenProgress(console) as progress:
-        evidence = run_playbook(poc, chosen, effort, params, out, jobs, timeout, resume, progress)
+        evidence = run_playbook(poc, chosen, effort, params, out, jobs, timeout, resume, progress, cold=cold)
     print_result(evidence, console)
     d = evidence['decision']
     clean = accept_partial and evidence['partial'] and d['exit_code'] == 3 and not any(g['verdict'] in ('INSUFFICIENT', 'NOT TESTED') and g['hard'] for g in evidence['gates'])

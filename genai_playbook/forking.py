@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 
-__all__ = ['PRELOAD', 'ForkedProvisioner', 'Nursery', 'why_cold', 'threads_env', 'call']
+__all__ = ['PRELOAD', 'ForkedProvisioner', 'Nursery', 'why_cold', 'threads_env', 'call']  # noqa: F822
 
 PRELOAD = ('numpy', 'pandas', 'scipy.stats', 'matplotlib.pyplot', 'torch', 'transformers', 'transformers.models.auto.modeling_auto', 'transformers.models.auto.tokenization_auto', 'transformers.generation.utils',
            'sklearn.linear_model', 'pydantic', 'IPython', 'ipywidgets', 'ipykernel.kernelapp', 'ipykernel.ipkernel')  # GENAI_PLAYBOOK_PRELOAD, separated by spaces, replaces them
@@ -92,7 +92,7 @@ def _called(call: dict, out: int):
     sys.path[:] = call['path']
     module, name = call['target'].split(':')
     try: said = dict(result=getattr(import_module(module), name)(*call['args']))
-    except BaseException as e: said = dict(error=str(e), kind=type(e).__name__)
+    except BaseException as e: said = dict(error=str(e), kinds=[k.__name__ for k in type(e).__mro__])
     with os.fdopen(out, 'w') as f: json.dump(said, f)
 
 
@@ -185,7 +185,10 @@ def nurse(control: socket.socket, parent: int):
                 msg, fds, *_ = socket.recv_fds(control, 1 << 20, 2)
                 if not msg: return
                 children.fork(msg, fds, [control, r, w])
-    finally: children.end()
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        children.end()
+        os._exit(0)
 
 
 # --- who asks for kernels ------------------------------------------------------------------------
@@ -293,8 +296,7 @@ def call(
         raise
     if not text: raise PlaybookError(f'{target} was cut off: its process ended with code {child.wait()}{", often for want of memory" if child.returncode == -9 else ""}.')
     said = json.loads(text)
-    if said.get('kind') == 'KeyboardInterrupt': raise KeyboardInterrupt
-    if 'error' in said: raise PlaybookError(said['error']) if said['kind'].endswith(('PlaybookError', 'CardError')) else RuntimeError(f'{said["kind"]}: {said["error"]}')
+    if 'error' in said: raise PlaybookError(said['error']) if 'PlaybookError' in said['kinds'] else RuntimeError(f'{said["kinds"][0]}: {said["error"]}')
     return said['result']
 
 

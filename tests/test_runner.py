@@ -13,7 +13,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from genai_playbook.chapters import find_chapters
 from genai_playbook.errors import PlaybookError
-from genai_playbook.runner import (Progress, effective_parameters, execute_chapter, gather, load_run, newest_run, notebook_parameters, plan, run, _schedule)
+from genai_playbook.runner import (Progress, effective_parameters, execute_chapter, gather, load_run, newest_run, notebook_parameters, plan, run)
+from genai_playbook.scheduling import schedule
 
 PARAMS = 'poc: str = "demo"  # the card\neffort: str = "quick"  # how much\nrate: float = .5  # a share\nn: int = 3  # rows'
 GATE = '''from genai_playbook.evidence import GateSpec, gate
@@ -121,7 +122,7 @@ def test_chapters_wait_for_what_they_need_and_those_that_measure_time_run_alone(
         with lock:
             running.discard(name)
             order.append(name)
-    _schedule(infos, work, 3)
+    schedule(infos, work, 3)
     assert order[-1] == 'last' and order.index('a') < order.index('b')
     assert all(o == {'timed'} for o in overlaps if 'timed' in o)
     assert any(len(o) > 1 for o in overlaps)
@@ -130,7 +131,7 @@ def test_chapters_wait_for_what_they_need_and_those_that_measure_time_run_alone(
 def test_chapters_that_need_each_other_are_named():
     from genai_playbook.chapters import ChapterInfo
     infos = {n: ChapterInfo(n, '', n, '', Path(n), needs=(o,)) for n, o in (('a', 'b'), ('b', 'a'))}
-    with pytest.raises(PlaybookError, match='need each other'): _schedule(infos, lambda n: None, 1)
+    with pytest.raises(PlaybookError, match='need each other'): schedule(infos, lambda n: None, 1)
 
 
 def test_a_run_goes_on_after_a_broken_chapter_and_leaves_a_whole_folder(folder, tmp_path):
@@ -140,7 +141,7 @@ def test_a_run_goes_on_after_a_broken_chapter_and_leaves_a_whole_folder(folder, 
 
     class Seen(Progress):
         def end(self, chapter, gates): events.append((chapter.name, chapter.status, [g.code for g in gates]))
-    ev = run('demo', out=tmp_path/'evidence', notebooks=nbs, progress=Seen(), effort='quick')
+    ev = run('demo', out=tmp_path/'evidence', notebooks=nbs, progress=Seen(), effort='quick', jobs=1)
     assert events == [('good', 'done', ['SUC91']), ('bad', 'broke', []), ('ugly', 'done', ['BIA91'])]
     assert ev['decision']['verdict'] == 'NO-GO' and ev['decision']['exit_code'] == 1   # a hard failure outranks the broken chapter
     out = Path(ev['folder'])
@@ -190,7 +191,7 @@ def test_resume_keeps_what_is_valid_after_kill_9(folder, tmp_path):
     mark = f'open({str(stamp)!r}, "a").write(poc and "{{}}\\n")'
     nbs = folder(**{'01_one': notebook(mark.format('one'), chapter='one'), '02_two': notebook(mark.format('two'), 'import time, os\nwhile not os.path.exists(' + repr(str(tmp_path/'go')) + '): time.sleep(.1)', chapter='two')})
     out = tmp_path/'evidence'
-    code = f'from pathlib import Path; from genai_playbook.runner import run; run("demo", out={str(out)!r}, notebooks=Path({str(nbs)!r}), effort="quick")'
+    code = f'from pathlib import Path; from genai_playbook.runner import run; run("demo", out={str(out)!r}, notebooks=Path({str(nbs)!r}), effort="quick", jobs=1)'
     p = subprocess.Popen([sys.executable, '-c', code], start_new_session=True)
     try:
         for _ in range(1200):
