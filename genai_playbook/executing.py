@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ['DONE', 'BROKE', 'TIMED_OUT', 'execute_chapter', 'kill_kernels']
+__all__ = ['DONE', 'BROKE', 'TIMED_OUT', 'execute_chapter', 'execute_far', 'kill_kernels']
 
 DONE, BROKE, TIMED_OUT = 'done', 'broke', 'timed out'
 _live: set = set()  # managers of the kernels that this process has running
@@ -16,6 +16,7 @@ _live: set = set()  # managers of the kernels that this process has running
 def _kernel_class(
     threads: int|None,  # of torch and BLAS; None: as the environment says
     cold: bool,  # start afresh even where a fork is possible
+    env: Mapping[str, str]|None,  # its environment; None: this process's
 ):  # AsyncKernelManager with `made`, its instances
     "What nbclient starts a kernel by"
     from jupyter_client import AsyncKernelManager
@@ -30,7 +31,7 @@ def _kernel_class(
             _live.add(self)
             self.kernel_id = os.urandom(8).hex()
             self.provisioner = (LocalProvisioner if cold else ForkedProvisioner)(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
-            await super().start_kernel(env=os.environ | (threads_env(threads) if threads else {}), **kw)
+            await super().start_kernel(env=dict(env or os.environ) | (threads_env(threads) if threads else {}), **kw)
             self.process = self.provisioner.process
 
         async def cleanup_resources(self, restart=False):
@@ -82,22 +83,23 @@ def execute_chapter(
     clock: Callable[[], float] = time.monotonic,
     threads: int|None = None,  # of torch and BLAS in its kernel; None: as the environment says
     cold: bool = False,  # start the kernel afresh even where it could be forked
+    env: Mapping[str, str]|None = None,  # the kernel's environment; None: this process's
 ) -> tuple[str, str]:  # status, and what went wrong in one line
     "Execute one notebook in its own kernel and folder; a cell that never ran counts as broken"
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
-    partial = dst.parent/'.partial'/dst.name
+    partial = dst.parent/'.partial'/f'{os.getpid()}-{dst.name}'  # a worker that was given up may still be writing its own
     partial.parent.mkdir(exist_ok=True)
     total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells'])
-    seen, deadline, kernel, ooms = iter(range(1, total+2)), clock()+timeout, _kernel_class(threads, cold), _oom_kills()
+    seen, deadline, kernel, ooms = iter(range(1, total+2)), clock()+timeout, _kernel_class(threads, cold, env), _oom_kills()
     left = lambda cell: max(1, int(deadline-clock()))
     status, error = DONE, ''
     with _quiet() as sockets:
         config = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k'))  # no ports to fight over when chapters start side by side
         try:
-            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, timeout_func=left, config=config, kernel_manager_class=kernel,
+            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, start_timeout=180, timeout_func=left, config=config, kernel_manager_class=kernel,
                                   extra_arguments=['--log-level=CRITICAL'], store_widget_state=True, resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=lambda **kw: on_cell(next(seen), total+1))
             skipped = [c.id for c in nb.cells if c.cell_type == 'code' and c.source.strip() and c.metadata.papermill.status != 'completed']
             if skipped: status, error = BROKE, f'{len(skipped)} cells did not run: something ended the notebook early'
@@ -107,3 +109,9 @@ def execute_chapter(
         except RuntimeError as e: status, error = BROKE, f'its kernel did not start: {e}'
     if partial.exists(): os.replace(partial, dst)
     return status, error
+
+
+def execute_far(src: Path, dst: Path, params: Mapping, timeout: float, threads: int|None, cold: bool) -> tuple[str, str]:
+    "`execute_chapter` as a worker of an executor does it: it cannot report cells, and its kernel has the worker's environment"
+    from genai_playbook.forking import chapters_env
+    return execute_chapter(src, dst, params, timeout, threads=threads, cold=cold, env=chapters_env())

@@ -14,10 +14,10 @@ import socket
 import sys
 import threading
 
-__all__ = ['PRELOAD', 'ForkedProvisioner', 'Nursery', 'why_cold', 'threads_env', 'call']  # noqa: F822
+__all__ = ['PRELOAD', 'CHAPTERS', 'ForkedProvisioner', 'Nursery', 'why_cold', 'threads_env', 'chapters_env', 'call']  # noqa: F822
 
-PRELOAD = ('numpy', 'pandas', 'scipy.stats', 'matplotlib.pyplot', 'torch', 'transformers', 'transformers.models.auto.modeling_auto', 'transformers.models.auto.tokenization_auto', 'transformers.generation.utils',
-           'sklearn.linear_model', 'pydantic', 'IPython', 'ipywidgets', 'ipykernel.kernelapp', 'ipykernel.ipkernel')  # GENAI_PLAYBOOK_PRELOAD, separated by spaces, replaces them
+PRELOAD = ('pandas', 'matplotlib.pyplot', 'torch', 'transformers', 'IPython', 'ipywidgets', 'ipykernel.kernelapp', 'ipykernel.ipkernel')  # GENAI_PLAYBOOK_PRELOAD, separated by spaces, replaces them
+CHAPTERS = (*PRELOAD, 'scipy.stats', 'pydantic', 'sklearn.linear_model', 'transformers.models.auto.modeling_auto', 'transformers.models.auto.tokenization_auto', 'transformers.generation.utils')
 POOLS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS', 'RAYON_NUM_THREADS')
 AT_IMPORT = ('HF_', 'TRANSFORMERS_', 'TORCH', 'PYTHON', 'CUDA', 'LD_', 'MPL', 'XDG_', 'HOME', 'PATH', 'VIRTUAL_ENV', 'LANG', 'LC_', 'TZ', 'GENAI_PLAYBOOK_PRELOAD')  # what libraries read as they are imported
 BACKEND = 'module://matplotlib_inline.backend_inline'
@@ -28,6 +28,11 @@ def threads_env(
 ) -> dict[str, str]:
     "The environment that holds the thread pools of torch, BLAS and tokenizers to `n`"
     return dict.fromkeys(POOLS, str(n))
+
+
+def chapters_env() -> dict[str, str]:
+    "This process's environment, with which kernels of chapters start: they load models, so more is imported for them"
+    return {'GENAI_PLAYBOOK_PRELOAD': ' '.join(CHAPTERS)} | os.environ
 
 
 # --- the nursery: it starts no thread, opens no ZeroMQ context and computes nothing ---------------
@@ -280,11 +285,12 @@ def why_cold(
 def call(
     target: str,  # module:function
     *args,  # JSON data, as its result has to be
+    env: dict[str, str]|None = None,  # of the fork; None: this process's
 ):
     "Call a function in a fork, where the heavy libraries are imported already; raises PlaybookError when the function did, OSError when there can be no fork"
     from genai_playbook.errors import PlaybookError
-    r, w = os.pipe()
-    try: child = Nursery.of(dict(os.environ)).fork(dict(env=dict(os.environ), cwd=os.getcwd(), call=dict(target=target, args=args, path=[p or os.getcwd() for p in sys.path])), w)
+    env, (r, w) = dict(env or os.environ), os.pipe()
+    try: child = Nursery.of(env).fork(dict(env=env, cwd=os.getcwd(), call=dict(target=target, args=args, path=[p or os.getcwd() for p in sys.path])), w)
     except BaseException:
         os.close(r)
         raise

@@ -10,7 +10,8 @@ import shutil
 import threading
 import time
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -19,7 +20,8 @@ from pathlib import Path
 
 from genai_playbook.chapters import ChapterInfo, chapter_gates, find_chapters
 from genai_playbook.errors import PlaybookError
-from genai_playbook.executing import BROKE, DONE, TIMED_OUT, execute_chapter, kill_kernels
+from genai_playbook.executing import BROKE, DONE, TIMED_OUT, execute_chapter, execute_far, kill_kernels
+from genai_playbook.forking import chapters_env
 from genai_playbook.scheduling import needs, past_seconds, schedule, threads_each
 
 __all__ = ['Parameter', 'ChapterRun', 'Run', 'RunResult', 'Progress', 'notebook_parameters', 'effective_parameters', 'plan', 'execute_chapter', 'finish', 'keep_remote', 'run', 'load_run', 'newest_run', 'gather']
@@ -378,7 +380,7 @@ def _kernels(cold: bool) -> str:
     "How kernels will start: 'forked', or 'cold' and why; by now, what they are forked from has begun to import"
     from genai_playbook import forking
     if cold: return 'cold: --cold'
-    why = forking.why_cold()
+    why = forking.why_cold(forking.chapters_env())
     return f'cold: {why}' if why else 'forked'
 
 
@@ -387,7 +389,7 @@ def _ask_first(card, cold: bool) -> str:
     from genai_playbook import forking
     kernels = _kernels(cold)
     if kernels == 'forked':
-        try: forking.call('genai_playbook.runner:_preflight', _findable(card))
+        try: forking.call('genai_playbook.runner:_preflight', _findable(card), env=forking.chapters_env())
         except OSError as e: kernels = f'cold: {e}'
     if kernels != 'forked': _preflight(_findable(card))
     return kernels
@@ -395,20 +397,30 @@ def _ask_first(card, cold: bool) -> str:
 
 class _Work:
     "Runs one chapter and keeps what came of it"
-    def __init__(self, state: Run, infos, effective, timeout: float, cold: bool, progress: Progress, execute: Callable):
-        self.state, self.infos, self.effective, self.timeout, self.cold, self.progress, self.execute = state, infos, effective, timeout, cold, progress, execute
-        self.lock, self.stopped = threading.Lock(), False
+    def __init__(self, state: Run, infos, effective, timeout: float, progress: Progress, pool: Executor|None):
+        self.state, self.infos, self.effective, self.timeout, self.progress, self.pool = state, infos, effective, timeout, progress, pool
+        self.lock, self.stopped, self.cold = threading.Lock(), False, state.kernels != 'forked'
 
     def __call__(self, name: str):
         c, info, folder, given = self.state.chapter(name), self.infos[name], self.state.folder, self.effective[name]
         self.progress.chapter(c)
         params = {**given, **({'run_dir': str(folder)} if 'run_dir' in given else {})}
         start, nb = time.monotonic(), folder/info.path.name
-        status, error = self.execute(info.path, nb, params, self.timeout, lambda done, total: self.progress.cell(c, done, total), threads=self.state.threads.get(name), cold=self.cold)
+        status, error = (self._near if self.pool is None else self._far)(c, info.path, nb, params)
         if self.stopped: return  # the kernel was ended by us, which says nothing of the chapter
         status, error, gates = self._read(nb, status, error)
         self._keep(c, nb, status, error, time.monotonic()-start)
         self.progress.end(c, gates)
+
+    def _near(self, c: ChapterRun, src: Path, nb: Path, params: Mapping) -> tuple[str, str]:
+        return execute_chapter(src, nb, params, self.timeout, lambda done, total: self.progress.cell(c, done, total), threads=self.state.threads[c.name], cold=self.cold, env=chapters_env())
+
+    def _far(self, c: ChapterRun, src: Path, nb: Path, params: Mapping) -> tuple[str, str]:
+        f = self.pool.submit(execute_far, src, nb, params, self.timeout, self.state.threads[c.name], self.cold)
+        while not wait([f], timeout=.2).done:
+            if self.stopped: return BROKE, 'it was stopped'
+        try: return f.result()
+        except Exception as e: return BROKE, f'its worker failed: {type(e).__name__}: {e}'.splitlines()[0][:300]
 
     def _read(self, nb: Path, status: str, error: str):
         from genai_playbook.evidence import read_evidence
@@ -451,27 +463,30 @@ def run(
     progress: Progress|None = None,
     notebooks: Path|None = None,  # other chapters than the playbook's own
     cold: bool = False,  # start each kernel afresh instead of forking it
+    executor: str|Executor = 'threads',  # 'dask:ADDRESS', 'dask:local', or any executor whose workers see the same files under the same paths
 ) -> RunResult:  # the evidence
     "Run the playbook on a POC and write its evidence; raises PlaybookError for what the user can mend"
     from genai_playbook.card import load_card
+    from genai_playbook.scaling import executor_for
     card, progress, params = load_card(poc), progress or Progress(), params or {}
     chosen = list(chapters) if chapters is not None else None
     infos, effective = plan(card, chosen, params, effort, notebooks)
     remote = str(out) if '://' in str(out) else ''
     base = Path('evidence' if remote else out).resolve()
-    kernels = _ask_first(card, cold)
-    state = _begin(card, infos, effective, base, effort, params, chosen, _resumable(card.name, base) if resume else None, notebooks)
-    state.kernels = kernels
-    try:
-        with _held(state.folder): evidence = _carry_out(state, card, infos, effective, jobs, timeout, progress)
-    except OSError as e: raise _full(state.folder, e) from None
+    with executor_for(executor, jobs) as (pool, jobs):
+        kernels = _ask_first(card, cold)
+        state = _begin(card, infos, effective, base, effort, params, chosen, _resumable(card.name, base) if resume else None, notebooks)
+        state.kernels = kernels
+        try:
+            with _held(state.folder): evidence = _carry_out(state, card, infos, effective, pool, jobs, timeout, progress)
+        except OSError as e: raise _full(state.folder, e) from None
     if remote: evidence['folder'] = keep_remote(state.folder, f'{remote.rstrip("/")}/{card.name}/{state.folder.name}')
     return evidence
 
 
-def _carry_out(state: Run, card, infos, effective, jobs: int|None, timeout: float, progress: Progress) -> RunResult:
+def _carry_out(state: Run, card, infos, effective, pool: Executor|None, jobs: int, timeout: float, progress: Progress) -> RunResult:
     from genai_playbook.timing import usable_cpus
-    jobs, seconds = jobs or usable_cpus(), past_seconds(state.folder.parent.parent, state.poc, state.effort)
+    seconds = past_seconds(state.folder.parent.parent, state.poc, state.effort)
     todo = {n: i for n, i in infos.items() if state.chapter(n).status == NOT_RUN}
     state.threads = threads_each(infos, jobs, usable_cpus())
     _tidy(state.folder)
@@ -479,7 +494,7 @@ def _carry_out(state: Run, card, infos, effective, jobs: int|None, timeout: floa
     progress.expect({n: seconds[n] for n in todo if n in seconds}, jobs)
     progress.start(state)
     if state.kernels not in ('forked', 'cold: --cold'): progress.note(f'Kernels start afresh, some seconds each: {state.kernels.removeprefix("cold: ")}.')
-    work = _Work(state, infos, effective, timeout, state.kernels != 'forked', progress, execute_chapter)
+    work = _Work(state, infos, effective, timeout, progress, pool)
     schedule(todo, work, jobs, seconds, work.stop)
     shutil.rmtree(state.folder/'.partial', ignore_errors=True)
     state.finished = datetime.now(timezone.utc).isoformat(timespec='seconds')
