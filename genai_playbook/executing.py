@@ -66,6 +66,12 @@ def _why_dead(kernels: list, ooms: int) -> str:
     return f'its kernel died with exit code {code}; look at the last cell that ran'
 
 
+def _gates(cell: Mapping) -> list[dict]:
+    from genai_playbook.evidence import MIME
+    said = [o.get('data', {}).get(MIME) for o in cell.get('outputs', ())]
+    return [d['gate'] for d in said if isinstance(d, dict) and d.get('type') == 'gate']
+
+
 @contextmanager
 def _quiet():
     import warnings
@@ -80,6 +86,7 @@ def execute_chapter(
     params: Mapping,  # every parameter
     timeout: float = 1800.,  # seconds for the whole chapter
     on_cell: Callable[[int, int], None] = lambda done, total: None,
+    on_gate: Callable[[dict], None] = lambda gate: None,  # told of each gate as soon as it is judged
     clock: Callable[[], float] = time.monotonic,
     threads: int|None = None,  # of torch and BLAS in its kernel; None: as the environment says
     cold: bool = False,  # start the kernel afresh even where it could be forked
@@ -95,12 +102,16 @@ def execute_chapter(
     total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells'])
     seen, deadline, kernel, ooms = iter(range(1, total+2)), clock()+timeout, _kernel_class(threads, cold, env), _oom_kills()
     left = lambda cell: max(1, int(deadline-clock()))
+
+    def told(cell, **kw):
+        on_cell(next(seen), total+1)
+        for g in _gates(cell): on_gate(g)
     status, error = DONE, ''
     with _quiet() as sockets:
         config = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k'))  # no ports to fight over when chapters start side by side
         try:
             nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, start_timeout=180, timeout_func=left, config=config, kernel_manager_class=kernel,
-                                  extra_arguments=['--log-level=CRITICAL'], store_widget_state=True, resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=lambda **kw: on_cell(next(seen), total+1))
+                                  extra_arguments=['--log-level=CRITICAL'], store_widget_state=True, resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=told)
             skipped = [c.id for c in nb.cells if c.cell_type == 'code' and c.source.strip() and c.metadata.papermill.status != 'completed']
             if skipped: status, error = BROKE, f'{len(skipped)} cells did not run: something ended the notebook early'
         except PapermillExecutionError as e: status, error = BROKE, f'{e.ename}: {e.evalue}'.splitlines()[0][:300]

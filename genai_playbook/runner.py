@@ -232,6 +232,7 @@ class Progress:
     def note(self, text: str): "Something the user should know"
     def chapter(self, chapter: ChapterRun): "A chapter starts"
     def cell(self, chapter: ChapterRun, done: int, total: int): "A cell of it ended"
+    def gate(self, chapter: ChapterRun, gate: dict): "A gate of it was judged"
     def end(self, chapter: ChapterRun, gates: list): "The chapter ended, with these gates"
 
 
@@ -413,7 +414,7 @@ class _Work:
         self.progress.end(c, gates)
 
     def _near(self, c: ChapterRun, src: Path, nb: Path, params: Mapping) -> tuple[str, str]:
-        return execute_chapter(src, nb, params, self.timeout, lambda done, total: self.progress.cell(c, done, total), threads=self.state.threads[c.name], cold=self.cold, env=chapters_env())
+        return execute_chapter(src, nb, params, self.timeout, lambda done, total: self.progress.cell(c, done, total), lambda gate: self.progress.gate(c, gate), threads=self.state.threads[c.name], cold=self.cold, env=chapters_env())
 
     def _far(self, c: ChapterRun, src: Path, nb: Path, params: Mapping) -> tuple[str, str]:
         f = self.pool.submit(execute_far, src, nb, params, self.timeout, self.state.threads[c.name], self.cold)
