@@ -79,6 +79,8 @@ def run(
     options = dict(chapters=chosen, effort=effort, params=parse_params(param or []), out=out, jobs=jobs, timeout=timeout, resume=resume, cold=cold, executor=executor)
     if len(pocs) == 1: raise typer.Exit(_shown(lambda progress: run_playbook(pocs[0], progress=progress, **options), quiet, json_, accept_partial))
     with _progress(quiet, json_) as progress: results = run_matrix(pocs, matrix, progress=progress, **options)
+    for ev in results.values():
+        if json_: progress.say('decision', poc=ev['poc']['name'], folder=ev['folder'], **ev['decision'])
     raise typer.Exit(print_matrix(results, _console(stderr=json_)))
 
 
@@ -92,7 +94,7 @@ def _shown(work, quiet: bool, json_: bool, accept_partial: bool) -> int:
     from genai_playbook.screen import print_result
     with _progress(quiet, json_) as progress: evidence = work(progress)
     d = evidence['decision']
-    if json_: progress.say('decision', folder=evidence['folder'], **d)
+    if json_: progress.say('decision', poc=evidence['poc']['name'], folder=evidence['folder'], **d)
     elif quiet: _console().print(f'{d["headline"]}\n{evidence["folder"]}/index.html', markup=False)
     else: print_result(evidence, _console())
     clean = accept_partial and evidence['partial'] and d['exit_code'] == 3 and not any(g['verdict'] in ('INSUFFICIENT', 'NOT TESTED') and g['hard'] for g in evidence['gates'])
@@ -210,9 +212,18 @@ def parse_params(
     return res
 
 
+def _stop_like_ctrl_c():
+    "A scheduler that ends a job (CI, Slurm, Kubernetes) leaves as much behind as Ctrl-C does"
+    import signal
+    import threading
+    def stop(*_): raise KeyboardInterrupt
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, stop)
+
+
 def main():
     "Entry point: what a user can mend is one sentence and exit code 2, our own bug is 70"
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    _stop_like_ctrl_c()
     try: app()
     except PlaybookError as e:
         _console(stderr=True).print(str(e), style='red', markup=False)

@@ -3,7 +3,6 @@
 Whatever has the interface of `concurrent.futures.Executor` can run chapters and shards; `dask:ADDRESS` and `dask:local` are opened here, others are handed over as objects. Workers see the same
 files under the same paths and have the same packages installed."""
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
@@ -156,7 +155,7 @@ def answer_file(
     with executor_for(executor, jobs or (1 if executor == 'threads' else None)) as (pool, n):
         for i, rows in enumerate(_chunks(prompts, chunk)):
             if 'prompt' not in rows: raise PlaybookError(f'{prompts.name} has no column `prompt`; it has {", ".join(map(str, rows.columns[:8]))}.')
-            part, key = out/f'part-{i:06}.parquet', hashlib.sha256(json.dumps([system, util.hash_pandas_object(rows.astype(str), index=False).sum().item(), rows['prompt'].astype(str).tolist()]).encode()).hexdigest()
+            part, key = out/f'part-{i:06}.parquet', hashlib.sha256(system.encode() + util.hash_pandas_object(rows.astype(str), index=False).values.tobytes()).hexdigest()
             if _valid(part, key): done += len(rows)
             elif pool is None: done += _answer_part(where, rows, str(part), key)
             else: running.add(pool.submit(_answer_part, where, rows, str(part), key))

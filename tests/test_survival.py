@@ -38,8 +38,9 @@ def chapters(folder, marks, n=5, **cells):
 
 
 @pytest.fixture
-def few(tmp_path):
+def few(tmp_path, monkeypatch):
     "Five chapters, and a card beside them whose model loads nothing"
+    monkeypatch.setenv('GENAI_PLAYBOOK_PRELOAD', 'ipykernel.kernelapp')  # kernels that compute nothing need no torch
     (tmp_path/'answers.py').write_text('def echo(prompt): return prompt\n')
     (tmp_path/'rows.csv').write_text('id,prompt,reference\n1,hello,hello\n')
     (tmp_path/'poc.yaml').write_text('poc: mine\noutcome: {promise: answers}\nmodel: {kind: python, target: "answers:echo"}\ndata: {evaluation: rows.csv, columns: {prompt: prompt, reference: reference}}\n')
@@ -47,10 +48,10 @@ def few(tmp_path):
     find_chapters.cache_clear()
 
 
-def start(nbs, out, resume=False, **env):
+def start(nbs, out, resume=False):
     "The runner as a process of its own"
     code = f'from pathlib import Path; from genai_playbook.runner import run; run({str(nbs.parent/"poc.yaml")!r}, out={str(out)!r}, notebooks=Path({str(nbs)!r}), effort="quick", resume={resume}, jobs=2)'
-    return subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'GENAI_PLAYBOOK_PRELOAD': 'ipykernel.kernelapp'} | env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, '-c', code], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def family(pid):
