@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ['DONE', 'BROKE', 'TIMED_OUT', 'execute_chapter', 'execute_far', 'kill_kernels']
+__all__ = ['DONE', 'BROKE', 'TIMED_OUT', 'execute_chapter', 'execute_far', 'end_kernels']
 
 DONE, BROKE, TIMED_OUT = 'done', 'broke', 'timed out'
-_live: set = set()  # managers of the kernels that this process has running
 
 
 def _kernel_class(
     threads: int|None,  # of torch and BLAS; None: as the environment says
     cold: bool,  # start afresh even where a fork is possible
     env: Mapping[str, str]|None,  # its environment; None: this process's
+    live: set,  # it is in there while it runs
 ):  # AsyncKernelManager with `made`, its instances
     "What nbclient starts a kernel by"
     from jupyter_client import AsyncKernelManager
@@ -24,26 +24,28 @@ def _kernel_class(
     from genai_playbook.forking import ForkedProvisioner, threads_env
 
     class Kernel(AsyncKernelManager):
-        made, code = [], None
+        made: list = []
 
         async def start_kernel(self, **kw):
             self.made.append(self)
-            _live.add(self)
+            live.add(self)
             self.kernel_id = os.urandom(8).hex()
             self.provisioner = (LocalProvisioner if cold else ForkedProvisioner)(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
             await super().start_kernel(env=dict(env or os.environ) | (threads_env(threads) if threads else {}), **kw)
             self.process = self.provisioner.process
 
         async def cleanup_resources(self, restart=False):
-            _live.discard(self)
+            live.discard(self)
             await super().cleanup_resources(restart)
     return Kernel
 
 
-def kill_kernels():
-    "End every kernel that this process runs, at once"
+def end_kernels(
+    live: set,  # what `execute_chapter` notes there
+):
+    "End kernels at once"
     import signal
-    for k in list(_live):
+    for k in list(live):
         try: os.killpg(k.process.pid, signal.SIGKILL)
         except (OSError, AttributeError): pass  # it has ended, or not begun
 
@@ -59,7 +61,7 @@ def _oom_kills() -> int:
 def _why_dead(kernels: list, ooms: int) -> str:
     process = getattr(kernels[-1], 'process', None) if kernels else None
     code = process.poll() if process else None
-    if _oom_kills() > ooms >= 0: return 'its kernel was killed for want of memory; give it a smaller sample (--effort quick) or more memory'
+    if code == -9 and _oom_kills() > ooms >= 0: return 'its kernel was killed for want of memory; give it a smaller sample (--effort quick) or more memory'
     if code is not None and code < 0:
         import signal
         return f'its kernel died by {signal.Signals(-code).name}' + ('; somebody ended it, or the memory ran out' if code == -signal.SIGKILL else ' in native code') + '; look at the last cell that ran'
@@ -91,6 +93,7 @@ def execute_chapter(
     threads: int|None = None,  # of torch and BLAS in its kernel; None: as the environment says
     cold: bool = False,  # start the kernel afresh even where it could be forked
     env: Mapping[str, str]|None = None,  # the kernel's environment; None: this process's
+    live: set|None = None,  # holds the kernel while it runs, for `end_kernels`
 ) -> tuple[str, str]:  # status, and what went wrong in one line
     "Execute one notebook in its own kernel and folder; a cell that never ran counts as broken"
     from papermill import execute_notebook
@@ -100,7 +103,7 @@ def execute_chapter(
     partial = dst.parent/'.partial'/f'{os.getpid()}-{dst.name}'  # a worker that was given up may still be writing its own
     partial.parent.mkdir(exist_ok=True)
     total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells'])
-    seen, deadline, kernel, ooms = iter(range(1, total+2)), clock()+timeout, _kernel_class(threads, cold, env), _oom_kills()
+    seen, deadline, kernel, ooms = iter(range(1, total+2)), clock()+timeout, _kernel_class(threads, cold, env, set() if live is None else live), _oom_kills()
     left = lambda cell: max(1, int(deadline-clock()))
 
     def told(cell, **kw):

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 
-__all__ = ['PRELOAD', 'CHAPTERS', 'ForkedProvisioner', 'Nursery', 'why_cold', 'threads_env', 'chapters_env', 'call']  # noqa: F822
+__all__ = ['PRELOAD', 'CHAPTERS', 'ForkedProvisioner', 'Nursery', 'why_cold', 'threads_env', 'chapters_env', 'begin', 'call']  # noqa: F822
 
 PRELOAD = ('pandas', 'matplotlib.pyplot', 'torch', 'transformers', 'IPython', 'ipywidgets', 'ipykernel.kernelapp', 'ipykernel.ipkernel')  # GENAI_PLAYBOOK_PRELOAD, separated by spaces, replaces them
 CHAPTERS = (*PRELOAD, 'scipy.stats', 'pydantic', 'sklearn.linear_model', 'transformers.models.auto.modeling_auto', 'transformers.models.auto.tokenization_auto', 'transformers.generation.utils')
@@ -36,9 +36,10 @@ def chapters_env() -> dict[str, str]:
 
 
 # --- the nursery: it starts no thread, opens no ZeroMQ context and computes nothing ---------------
-def _preload():
+def _preload(parent: int):
     from importlib import import_module
     for name in os.environ.get('GENAI_PLAYBOOK_PRELOAD', ' '.join(PRELOAD)).split():
+        if os.getppid() != parent: os._exit(0)  # nobody waits for it any more
         try: import_module(name)
         except ModuleNotFoundError as e:
             if e.name is None or not f'{name}.'.startswith(f'{e.name}.'): raise  # `name` is there and lacks something
@@ -167,10 +168,11 @@ def nurse(control: socket.socket, parent: int):
     kept = {k: os.environ.get(k) for k in POOLS}
     os.environ.update(threads_env(1))             # libraries that start a pool at once find it has one thread
     try:
-        _preload()
+        _preload(parent)
         why = _only_imported()
     except BaseException as e: why = f'importing failed with {type(e).__name__}: {e}'
-    control.send(json.dumps(dict(why=why)).encode())
+    try: control.send(json.dumps(dict(why=why)).encode())
+    except OSError: return
     if why: return
     os.environ.update({k: v for k, v in kept.items() if v is not None})
     gc.collect()
@@ -238,7 +240,7 @@ class Nursery:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             start = 'import sys; sys.path[:] = filter(None, sys.path); import runpy; runpy.run_path(sys.argv[1], run_name="__main__")'  # the caller's folder may hold a torch.py
-            self.process = subprocess.Popen([sys.executable, '-c', start, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+            self.process = subprocess.Popen([sys.executable, '-c', start, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True)  # standard output may be read by a program
 
     @classmethod
     def of(
@@ -271,6 +273,15 @@ class Nursery:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs: socket.send_fds(self.control, [json.dumps(request).encode()], [theirs.fileno(), *fds])
         return Child(mine)
+
+
+def begin(
+    env: dict[str, str]|None = None,  # of the kernels; None: this process's
+):
+    "Start importing, and do not wait for it"
+    from contextlib import suppress
+    with suppress(OSError):  # `why_cold` says what it was
+        if sys.platform == 'linux': Nursery.of(dict(env or os.environ))
 
 
 def why_cold(

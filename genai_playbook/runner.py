@@ -20,7 +20,7 @@ from pathlib import Path
 
 from genai_playbook.chapters import ChapterInfo, chapter_gates, find_chapters
 from genai_playbook.errors import PlaybookError
-from genai_playbook.executing import BROKE, DONE, TIMED_OUT, execute_chapter, execute_far, kill_kernels
+from genai_playbook.executing import BROKE, DONE, TIMED_OUT, end_kernels, execute_chapter, execute_far
 from genai_playbook.forking import chapters_env
 from genai_playbook.scheduling import needs, past_seconds, schedule, threads_each
 
@@ -378,9 +378,11 @@ def _preflight(poc: str):
 
 
 def _kernels(cold: bool) -> str:
-    "How kernels will start: 'forked', or 'cold' and why; by now, what they are forked from has begun to import"
+    "How kernels will start: 'forked', or 'cold' and why"
     from genai_playbook import forking
     if cold: return 'cold: --cold'
+    forking.begin(forking.chapters_env())
+    import papermill.execute  # noqa: F401  takes two seconds, and so do those imports
     why = forking.why_cold(forking.chapters_env())
     return f'cold: {why}' if why else 'forked'
 
@@ -400,7 +402,7 @@ class _Work:
     "Runs one chapter and keeps what came of it"
     def __init__(self, state: Run, infos, effective, timeout: float, progress: Progress, pool: Executor|None):
         self.state, self.infos, self.effective, self.timeout, self.progress, self.pool = state, infos, effective, timeout, progress, pool
-        self.lock, self.stopped, self.cold = threading.Lock(), False, state.kernels != 'forked'
+        self.lock, self.live, self.stopped, self.cold = threading.Lock(), set(), False, state.kernels != 'forked'
 
     def __call__(self, name: str):
         c, info, folder, given = self.state.chapter(name), self.infos[name], self.state.folder, self.effective[name]
@@ -414,7 +416,8 @@ class _Work:
         self.progress.end(c, gates)
 
     def _near(self, c: ChapterRun, src: Path, nb: Path, params: Mapping) -> tuple[str, str]:
-        return execute_chapter(src, nb, params, self.timeout, lambda done, total: self.progress.cell(c, done, total), lambda gate: self.progress.gate(c, gate), threads=self.state.threads[c.name], cold=self.cold, env=chapters_env())
+        return execute_chapter(src, nb, params, self.timeout, lambda done, total: self.progress.cell(c, done, total), lambda gate: self.progress.gate(c, gate),
+                               threads=self.state.threads[c.name], cold=self.cold, env=chapters_env(), live=self.live)
 
     def _far(self, c: ChapterRun, src: Path, nb: Path, params: Mapping) -> tuple[str, str]:
         f = self.pool.submit(execute_far, src, nb, params, self.timeout, self.state.threads[c.name], self.cold)
@@ -439,7 +442,7 @@ class _Work:
 
     def stop(self):
         self.stopped = True
-        kill_kernels()
+        end_kernels(self.live)
 
 
 def _full(folder: Path, e: OSError) -> PlaybookError:
