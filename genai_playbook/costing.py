@@ -75,7 +75,7 @@ def plot_bill(
     for y,l in enumerate(known): ax.plot([l.low, l.high], [y, y], color='black', lw=1.2)
     if limit:
         ax.axvline(limit, color='#b3261e', ls=':', label=f'budget of the whole month: {limit:,.0f}')
-        ax.legend(frameon=False, fontsize=8, loc='lower right')
+        ax.legend(framealpha=1, edgecolor='none', fontsize=8, loc='lower right')
     ax.set_yticks(range(len(known)), [f'{l.kind}: {l.what}' for l in known], fontsize=8)
     part = ', without what is missing' if len(known)<len(lines) else ''
     ax.set(xlabel=f'{currency} a month', title=f'A month costs {sum(l.value for l in known):,.0f} {currency}{part}')
