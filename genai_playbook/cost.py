@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from .card_keys import ModelSpec
-from .costing import Line, paid, rows_decide
+from .costing import Line, paid, rows_decide, unsampled
 from .evidence import GateSpec
 from .prices import Book, Price
 from .returns import CASE, left_at
@@ -128,8 +128,8 @@ def opened(
 )->tuple[GateSpec,str]: # the gate in the card's currency, and the note when it stays open
     "A gate that says whether rows decide, and what does where they do not"
     decides = rows_decide(least, most, card.threshold(spec))
-    wide = max((l for l in lines if not l.missing and not l.sampled), key=lambda l: l.high-l.low, default=None)
-    note = '' if decides or not wide else f'"{wide.what}" has the widest range ({wide.low:,.0f} to {wide.high:,.0f} {card.outcome.currency}): settle its price or its amount'
+    (low,high),wide = max(((unsampled([l]), l) for l in lines if not l.missing), key=lambda x: x[0][1]-x[0][0], default=((0., 0.), None))
+    note = '' if decides or not wide else f'"{wide.what}" has the widest range ({low:,.0f} to {high:,.0f} {card.outcome.currency}): settle its price or its amount'
     return replace(spec, rows_decide=decides, unit=card.outcome.currency if spec.unit=='money' else spec.unit),note
 
 # %% ../nbs/04_cost.ipynb #3a733f87

@@ -26,6 +26,7 @@ class Line:
     value:float = 0.; low:float = 0.; high:float = 0. # money
     sampled:bool = False # more rows narrow its bounds; otherwise they are those of a price or a plan
     missing:str = '' # what to run or fill in first; '' when nothing is missing
+    least:float|None = None; most:float|None = None # money, were every sampled quantity at its value; None: see `unsampled`
 
 def paid(
     kind:str,
@@ -37,7 +38,8 @@ def paid(
     "An amount times a price, each at its bounds"
     e = amount if isinstance(amount, Estimate) else Estimate(amount, amount, amount, 1, 'exact')
     if not (e.enough and math.isfinite(e.value+e.high)): return Line(kind, what, missing=f'{what}: {e.note or "its amount is not known"}')
-    return Line(kind, what, times*e.value*price.value, times*max(0., e.low)*price.least, times*e.high*price.most, sampled=e.low<e.high)
+    value = times*e.value
+    return Line(kind, what, value*price.value, times*max(0., e.low)*price.least, times*e.high*price.most, e.low<e.high, least=value*price.least, most=value*price.most)
 
 # %% ../nbs/components/costing.ipynb #79ad0d0e
 EACH = 1-.05/3 # level of each sampled quantity
@@ -58,8 +60,9 @@ def unsampled(
     lines:Sequence[Line]
 )->tuple[float,float]: # money, least and most
     "What the sum could still be, were every sampled quantity known"
+    at = lambda l, own, bound: own if own is not None else l.value if l.sampled else bound
     known = [l for l in lines if not l.missing]
-    return math.fsum(l.value if l.sampled else l.low for l in known),math.fsum(l.value if l.sampled else l.high for l in known)
+    return math.fsum(at(l, l.least, l.low) for l in known),math.fsum(at(l, l.most, l.high) for l in known)
 
 # %% ../nbs/components/costing.ipynb #657b54ff
 def plot_bill(
@@ -75,7 +78,7 @@ def plot_bill(
     for y,l in enumerate(known): ax.plot([l.low, l.high], [y, y], color='black', lw=1.2)
     if limit:
         ax.axvline(limit, color='#b3261e', ls=':', label=f'budget of the whole month: {limit:,.0f}')
-        ax.legend(frameon=False, fontsize=8, loc='lower right')
+        ax.legend(framealpha=1, edgecolor='none', fontsize=8, loc='lower right')
     ax.set_yticks(range(len(known)), [f'{l.kind}: {l.what}' for l in known], fontsize=8)
     part = ', without what is missing' if len(known)<len(lines) else ''
     ax.set(xlabel=f'{currency} a month', title=f'A month costs {sum(l.value for l in known):,.0f} {currency}{part}')
@@ -152,7 +155,7 @@ def machine_line(
     if price is None: return Line('inference', 'machines', missing='give the price of the machine (hardware.price_per_hour)')
     if not (e>=1 and p>=1): return Line('inference', 'machines', missing='run chapter load until its capacity plan says how many replicas are paid for (`--effort full`)')
     n = replicas_paid(max(e, ordered), max(p, ordered), curve, autoscaled)
-    return replace(paid('inference', f'{n.value:,.3g} machine(s), all hours', n, price, HOURS), sampled=False)
+    return replace(paid('inference', f'{n.value:,.3g} machine(s), all hours', n, price, HOURS), sampled=False, least=None, most=None)
 
 # %% ../nbs/components/costing.ipynb #f0fab733
 def utilisation(

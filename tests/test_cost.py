@@ -135,6 +135,13 @@ def test_an_exact_bill_is_a_fact_and_a_wide_one_says_that_rows_do_not_decide():
     assert spec.rows_decide and not note and gate(spec, total(lines, 500), card).needed > 500
 
 
+def test_a_price_range_stays_open_however_many_requests_are_counted():
+    card = ns(threshold=lambda spec: 100., is_hard=lambda spec: True, outcome=ns(currency='EUR'))
+    line = paid('inference', 'tokens', Estimate(1, .9, 1.1, 500, 'bootstrap'), Price(value=90, low=50, high=130))
+    spec, note = opened(GATES[0], card, [line], *unsampled([line]))
+    assert unsampled([line]) == (50, 130) and not spec.rows_decide and '"tokens"' in note
+
+
 def test_bounds_of_a_bill_hold_the_truth():
     rng, missed = np.random.default_rng(5), 0
     for _ in range(300):
