@@ -48,11 +48,11 @@ def execute(how: str, folder: Path, jobs: int):
     with ThreadPoolExecutor(jobs) as pool: list(pool.map(papermill if how == 'cold' else ours, sorted(folder.glob('*.ipynb'))))
 
 
-def timed(command: list, **kw) -> tuple[float, float]:  # seconds, CPU-seconds of everything it started and waited for
-    before, start = os.times(), time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **kw)
-    took, after = time.perf_counter() - start, os.times()
-    return took, after.children_user + after.children_system - before.children_user - before.children_system
+def timed(command: list) -> float:  # seconds
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode: sys.exit(done.stderr)
+    return time.perf_counter() - start
 
 
 def compare_kernels(n: int, rounds: int, jobs: list[int]):
@@ -63,7 +63,7 @@ def compare_kernels(n: int, rounds: int, jobs: list[int]):
             for how, seconds in took.items():
                 with tempfile.TemporaryDirectory() as tmp:
                     write_notebooks(Path(tmp), n)
-                    seconds.append(timed([sys.executable, __file__, '--execute', how, tmp, str(j)])[0])
+                    seconds.append(timed([sys.executable, __file__, '--execute', how, tmp, str(j)]))
         ratios = [c/f for c, f in zip(took['cold'], took['forked'])]
         print(f'| {j} | {statistics.median(took["cold"]):.1f} | {statistics.median(took["forked"]):.1f} | {statistics.median(ratios):.1f} ({", ".join(f"{r:.1f}" for r in ratios)}) |', flush=True)
 

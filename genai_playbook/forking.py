@@ -165,8 +165,7 @@ def nurse(control: socket.socket, parent: int):
     import gc, selectors
     os.environ.setdefault('MPLBACKEND', BACKEND)  # pyplot reads it as it is imported: figures would vanish
     os.environ['JPY_PARENT_PID'] = str(os.getpid())  # and ipykernel this: whose end is its own
-    kept = {k: os.environ.get(k) for k in POOLS}
-    os.environ.update(threads_env(1))             # libraries that start a pool at once find it has one thread
+    os.environ.update(threads_env(1))  # libraries that start a pool at once find it has one thread; each child sets its own number
     try:
         _preload(parent)
         why = _only_imported()
@@ -174,7 +173,6 @@ def nurse(control: socket.socket, parent: int):
     try: control.send(json.dumps(dict(why=why)).encode())
     except OSError: return
     if why: return
-    os.environ.update({k: v for k, v in kept.items() if v is not None})
     gc.collect()
     gc.freeze()  # a collection would touch, and so copy, every page that kernels share
     (r, w), sel, children = socket.socketpair(), selectors.DefaultSelector(), _Children()

@@ -409,6 +409,7 @@ class _Work:
         self.progress.chapter(c)
         params = {**given, **({'run_dir': str(folder)} if 'run_dir' in given else {})}
         start, nb = time.monotonic(), folder/info.path.name
+        for old in (nb, nb.with_suffix('.html')): old.unlink(missing_ok=True)  # of an attempt that is void
         status, error = (self._near if self.pool is None else self._far)(c, info.path, nb, params)
         if self.stopped: return  # the kernel was ended by us, which says nothing of the chapter
         status, error, gates = self._read(nb, status, error)
