@@ -253,6 +253,16 @@ class Nursery:
             cls._all[key] = new = cls({k: v for k, v in env.items() if k not in POOLS})
             return new
 
+    @classmethod
+    def close_all(cls):
+        "End every nursery of this process, with the kernels that it forked, and give their memory back"
+        with cls._lock:
+            mine = [n for n in cls._all.values() if n.owner == os.getpid()]
+            cls._all.clear()
+        for n in mine:
+            n.control.close()
+            n.process.wait()
+
     def why_not(self) -> str:
         "Waits until the imports are done; '' when it can fork, else why it cannot"
         with self._asking:

@@ -107,6 +107,7 @@ def crash(nbs, tmp_path, after, who):
     kept, ran = whole(folder), marks.read_text().split() if marks.exists() else []
     for c in load_run(folder).chapters:
         if c.status == 'broke': assert 'kernel' in c.error and ('died' in c.error or 'did not start' in c.error), c.error
+    if len(kept) < 5: kept.discard('c5')  # it looks at all the others
     was_whole = newest_run('mine', out).whole
     q = start(nbs, out, resume=True)
     err = q.communicate(timeout=240)[1]
