@@ -162,7 +162,7 @@ class _Children:
 
 def nurse(control: socket.socket, parent: int):
     "Import, then fork whenever `control` asks, until it closes or the parent is gone"
-    import gc, selectors
+    import gc
     os.environ.setdefault('MPLBACKEND', BACKEND)  # pyplot reads it as it is imported: figures would vanish
     os.environ['JPY_PARENT_PID'] = str(os.getpid())  # and ipykernel this: whose end is its own
     os.environ.update(threads_env(1))  # libraries that start a pool at once find it has one thread; each child sets its own number
@@ -175,6 +175,11 @@ def nurse(control: socket.socket, parent: int):
     if why: return
     gc.collect()
     gc.freeze()  # a collection would touch, and so copy, every page that kernels share
+    _serve(control, parent)
+
+
+def _serve(control: socket.socket, parent: int):
+    import selectors
     (r, w), sel, children = socket.socketpair(), selectors.DefaultSelector(), _Children()
     for s in (r, w): s.setblocking(False)
     signal.set_wakeup_fd(w.fileno())
