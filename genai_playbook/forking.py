@@ -330,6 +330,11 @@ def call(
     return said['result']
 
 
+def _this_python(path: str) -> bool:
+    "Environments share one interpreter, so the folder counts too"
+    return os.path.dirname(path) == os.path.dirname(sys.executable) and os.path.exists(path) and os.path.samefile(path, sys.executable)
+
+
 def _provisioner():
     import asyncio
     from jupyter_client.provisioning import LocalProvisioner
@@ -337,7 +342,7 @@ def _provisioner():
     class ForkedProvisioner(LocalProvisioner):
         "Starts a Python kernel as a fork; what cannot be forked starts afresh, and the log says why"
         async def launch_kernel(self, cmd, **kw):
-            if cmd[:1] != [sys.executable] or 'ipykernel_launcher' not in cmd: return await super().launch_kernel(cmd, **kw)  # another Python, or none
+            if not _this_python(cmd[0]) or 'ipykernel_launcher' not in cmd: return await super().launch_kernel(cmd, **kw)  # another Python, or none
             request = dict(argv=cmd[cmd.index('ipykernel_launcher')+1:], env=kw['env'], cwd=kw.get('cwd') or os.getcwd())
             fork = lambda: Nursery.of(kw['env']).fork(request)
             try:
