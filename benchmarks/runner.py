@@ -33,7 +33,7 @@ def execute(how: str, folder: Path, jobs: int):
     import threading
     from concurrent.futures import ThreadPoolExecutor
     from genai_playbook.executing import execute_chapter
-    from genai_playbook.forking import why_cold
+    from genai_playbook.forking import Nursery, why_cold
     if how == 'forked': threading.Thread(target=why_cold).start()  # imports, while this process imports papermill
     out = folder/how
     out.mkdir()
@@ -46,26 +46,32 @@ def execute(how: str, folder: Path, jobs: int):
         status, error = execute_chapter(p, out/p.name, dict(x=2))
         assert status == 'done', error
     with ThreadPoolExecutor(jobs) as pool: list(pool.map(papermill if how == 'cold' else ours, sorted(folder.glob('*.ipynb'))))
+    Nursery.close_all()
 
 
-def timed(command: list, **kw) -> tuple[float, float]:  # seconds, CPU-seconds of everything it started and waited for
-    before, start = os.times(), time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **kw)
-    took, after = time.perf_counter() - start, os.times()
-    return took, after.children_user + after.children_system - before.children_user - before.children_system
+def timed(command: list) -> tuple[float, float]:  # seconds, and CPU-seconds of all that it started
+    start, before = time.perf_counter(), os.times()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode: sys.exit(done.stderr)
+    after = os.times()
+    return time.perf_counter() - start, after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def compare_kernels(n: int, rounds: int, jobs: list[int]):
-    print(f'{n} notebooks that import torch, transformers, pandas and matplotlib; seconds, median of {rounds} interleaved rounds\n\n| side by side | papermill, cold | forked | ratio (of each round) |\n|--:|--:|--:|--:|')
+    print(f'{n} notebooks that import torch, transformers, pandas and matplotlib: median of {rounds} interleaved rounds\n')
+    print('| side by side | papermill, cold: s | forked: s | ratio (of each round) | cold: CPU-s | forked: CPU-s | ratio |\n|--:|--:|--:|--:|--:|--:|--:|')
+    medians = {}
     for j in jobs:
         took = {'cold': [], 'forked': []}
         for _ in range(rounds):
             for how, seconds in took.items():
                 with tempfile.TemporaryDirectory() as tmp:
                     write_notebooks(Path(tmp), n)
-                    seconds.append(timed([sys.executable, __file__, '--execute', how, tmp, str(j)])[0])
-        ratios = [c/f for c, f in zip(took['cold'], took['forked'])]
-        print(f'| {j} | {statistics.median(took["cold"]):.1f} | {statistics.median(took["forked"]):.1f} | {statistics.median(ratios):.1f} ({", ".join(f"{r:.1f}" for r in ratios)}) |', flush=True)
+                    seconds.append(timed([sys.executable, __file__, '--execute', how, tmp, str(j)]))
+        wall, cpu = ({how: statistics.median(x[k] for x in s) for how, s in took.items()} for k in (0, 1))
+        ratios, medians[j] = [c[0]/f[0] for c, f in zip(took['cold'], took['forked'])], wall
+        print(f'| {j} | {wall["cold"]:.1f} | {wall["forked"]:.1f} | {statistics.median(ratios):.1f} ({", ".join(f"{r:.1f}" for r in ratios)}) | {cpu["cold"]:.1f} | {cpu["forked"]:.1f} | {cpu["cold"]/cpu["forked"]:.1f} |', flush=True)
+    print(f'\npapermill, which runs one after the other, against the runner, {jobs[-1]} side by side: {medians[1]["cold"]/medians[jobs[-1]]["forked"]:.1f}')
 
 
 def cell_seconds(notebook: Path) -> float:

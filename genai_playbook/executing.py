@@ -74,6 +74,15 @@ def _gates(cell: Mapping) -> list[dict]:
     return [d['gate'] for d in said if isinstance(d, dict) and d.get('type') == 'gate']
 
 
+def _how_it_ended(e: Exception, timeout: float, kernels: list, ooms: int) -> tuple[str, str]:
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    if isinstance(e, PapermillExecutionError): return BROKE, f'{e.ename}: {e.evalue}'.splitlines()[0][:300]
+    if isinstance(e, CellTimeoutError): return TIMED_OUT, f'it took longer than {timeout:,.0f} s; allow more with --timeout'
+    if isinstance(e, DeadKernelError): return BROKE, _why_dead(kernels, ooms)
+    return BROKE, f'its kernel did not start: {e}'.splitlines()[0][:300]
+
+
 @contextmanager
 def _quiet():
     import warnings
@@ -96,31 +105,27 @@ def execute_chapter(
     live: set|None = None,  # holds the kernel while it runs, for `end_kernels`
 ) -> tuple[str, str]:  # status, and what went wrong in one line
     "Execute one notebook in its own kernel and folder; a cell that never ran counts as broken"
+    from nbclient.exceptions import CellTimeoutError
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
     partial = dst.parent/'.partial'/f'{os.getpid()}-{dst.name}'  # a worker that was given up may still be writing its own
     partial.parent.mkdir(exist_ok=True)
-    total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells'])
-    seen, deadline, kernel, ooms = iter(range(1, total+2)), clock()+timeout, _kernel_class(threads, cold, env, set() if live is None else live), _oom_kills()
-    left = lambda cell: max(1, int(deadline-clock()))
+    total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells']) + 1  # papermill adds the parameters
+    seen, deadline, kernel, ooms = iter(range(1, total+1)), clock()+timeout, _kernel_class(threads, cold, env, set() if live is None else live), _oom_kills()
 
     def told(cell, **kw):
-        on_cell(next(seen), total+1)
+        on_cell(next(seen), total)
         for g in _gates(cell): on_gate(g)
     status, error = DONE, ''
     with _quiet() as sockets:
-        config = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k'))  # no ports to fight over when chapters start side by side
+        ipc = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k'))  # no ports to fight over when chapters start side by side
         try:
-            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, start_timeout=180, timeout_func=left, config=config, kernel_manager_class=kernel,
-                                  extra_arguments=['--log-level=CRITICAL'], store_widget_state=True, resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=told)
+            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, start_timeout=180, timeout_func=lambda cell: max(1, int(deadline-clock())), config=ipc,
+                                  kernel_manager_class=kernel, extra_arguments=['--log-level=CRITICAL'], store_widget_state=True, resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=told)
             skipped = [c.id for c in nb.cells if c.cell_type == 'code' and c.source.strip() and c.metadata.papermill.status != 'completed']
             if skipped: status, error = BROKE, f'{len(skipped)} cells did not run: something ended the notebook early'
-        except PapermillExecutionError as e: status, error = BROKE, f'{e.ename}: {e.evalue}'.splitlines()[0][:300]
-        except CellTimeoutError: status, error = TIMED_OUT, f'it took longer than {timeout:,.0f} s; allow more with --timeout'
-        except DeadKernelError: status, error = BROKE, _why_dead(kernel.made, ooms)
-        except RuntimeError as e: status, error = BROKE, f'its kernel did not start: {e}'
+        except (PapermillExecutionError, CellTimeoutError, RuntimeError) as e: status, error = _how_it_ended(e, timeout, kernel.made, ooms)
     if partial.exists(): os.replace(partial, dst)
     return status, error
 

@@ -162,11 +162,10 @@ class _Children:
 
 def nurse(control: socket.socket, parent: int):
     "Import, then fork whenever `control` asks, until it closes or the parent is gone"
-    import gc, selectors
+    import gc
     os.environ.setdefault('MPLBACKEND', BACKEND)  # pyplot reads it as it is imported: figures would vanish
     os.environ['JPY_PARENT_PID'] = str(os.getpid())  # and ipykernel this: whose end is its own
-    kept = {k: os.environ.get(k) for k in POOLS}
-    os.environ.update(threads_env(1))             # libraries that start a pool at once find it has one thread
+    os.environ.update(threads_env(1))  # libraries that start a pool at once find it has one thread; each child sets its own number
     try:
         _preload(parent)
         why = _only_imported()
@@ -174,9 +173,13 @@ def nurse(control: socket.socket, parent: int):
     try: control.send(json.dumps(dict(why=why)).encode())
     except OSError: return
     if why: return
-    os.environ.update({k: v for k, v in kept.items() if v is not None})
     gc.collect()
     gc.freeze()  # a collection would touch, and so copy, every page that kernels share
+    _serve(control, parent)
+
+
+def _serve(control: socket.socket, parent: int):
+    import selectors
     (r, w), sel, children = socket.socketpair(), selectors.DefaultSelector(), _Children()
     for s in (r, w): s.setblocking(False)
     signal.set_wakeup_fd(w.fileno())
@@ -255,6 +258,16 @@ class Nursery:
             cls._all[key] = new = cls({k: v for k, v in env.items() if k not in POOLS})
             return new
 
+    @classmethod
+    def close_all(cls):
+        "End every nursery of this process, with the kernels that it forked, and give their memory back"
+        with cls._lock:
+            mine = [n for n in cls._all.values() if n.owner == os.getpid()]
+            cls._all.clear()
+        for n in mine:
+            n.control.close()
+            n.process.wait()
+
     def why_not(self) -> str:
         "Waits until the imports are done; '' when it can fork, else why it cannot"
         with self._asking:
@@ -317,6 +330,11 @@ def call(
     return said['result']
 
 
+def _this_python(path: str) -> bool:
+    "Environments share one interpreter, so the folder counts too"
+    return os.path.dirname(path) == os.path.dirname(sys.executable) and os.path.exists(path) and os.path.samefile(path, sys.executable)
+
+
 def _provisioner():
     import asyncio
     from jupyter_client.provisioning import LocalProvisioner
@@ -324,7 +342,7 @@ def _provisioner():
     class ForkedProvisioner(LocalProvisioner):
         "Starts a Python kernel as a fork; what cannot be forked starts afresh, and the log says why"
         async def launch_kernel(self, cmd, **kw):
-            if cmd[:1] != [sys.executable] or 'ipykernel_launcher' not in cmd: return await super().launch_kernel(cmd, **kw)  # another Python, or none
+            if not _this_python(cmd[0]) or 'ipykernel_launcher' not in cmd: return await super().launch_kernel(cmd, **kw)  # another Python, or none
             request = dict(argv=cmd[cmd.index('ipykernel_launcher')+1:], env=kw['env'], cwd=kw.get('cwd') or os.getcwd())
             fork = lambda: Nursery.of(kw['env']).fork(request)
             try:

@@ -29,6 +29,7 @@ __all__ = ['Parameter', 'ChapterRun', 'Run', 'RunResult', 'Progress', 'notebook_
 EFFORTS = ('quick', 'full')
 OWN = ('poc', 'effort', 'run_dir')  # the parameters that the runner itself sets
 EXEMPT, NOT_RUN = 'exempt', 'not run'
+BUSY = .25  # share of the machine that others may use before times are in doubt
 
 
 def _hint(word: str, options: Iterable[str], otherwise: str) -> str:
@@ -398,6 +399,12 @@ def _ask_first(card, cold: bool) -> str:
     return kernels
 
 
+def _busy() -> float:
+    "Share of the cores that somebody uses while no chapter runs"
+    import psutil
+    return psutil.cpu_percent(interval=.5)/100
+
+
 class _Work:
     "Runs one chapter and keeps what came of it"
     def __init__(self, state: Run, infos, effective, timeout: float, progress: Progress, pool: Executor|None):
@@ -407,8 +414,10 @@ class _Work:
     def __call__(self, name: str):
         c, info, folder, given = self.state.chapter(name), self.infos[name], self.state.folder, self.effective[name]
         self.progress.chapter(c)
+        if info.exclusive and (busy := _busy()) > BUSY: self.progress.note(f'Other programs keep {busy:.0%} of this machine busy: the times that chapter {name} measures will be longer than they need be.')
         params = {**given, **({'run_dir': str(folder)} if 'run_dir' in given else {})}
         start, nb = time.monotonic(), folder/info.path.name
+        for old in (nb, nb.with_suffix('.html')): old.unlink(missing_ok=True)  # of an attempt that is void
         status, error = (self._near if self.pool is None else self._far)(c, info.path, nb, params)
         if self.stopped: return  # the kernel was ended by us, which says nothing of the chapter
         status, error, gates = self._read(nb, status, error)

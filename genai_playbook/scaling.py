@@ -48,7 +48,7 @@ def _link(source: Path, into: Path):
     for p in source.iterdir():
         new = into/p.name
         if p.name == 'poc.yaml' or p.name.startswith('.') or p.suffix in ('.yaml', '.yml') or p.name in ('evidence', '__pycache__'): continue
-        if new.is_symlink() and new.resolve() != p.resolve() and p.suffix == '.py': raise PlaybookError(f'{p.name} lies beside both cards and differs: rename one of them.')
+        if p.suffix == '.py' and new.exists() and new.read_bytes() != p.read_bytes(): raise PlaybookError(f'{p.name} lies beside both cards and differs: rename one of them.')
         if not new.exists(): new.symlink_to(p.resolve())
 
 

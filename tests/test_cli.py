@@ -108,6 +108,18 @@ def test_an_interrupt_is_130(capsys, monkeypatch):
     assert code == 130 and '--resume' in err
 
 
+def test_being_terminated_is_an_interrupt_too(capsys, monkeypatch):
+    import os, signal, time
+    before = signal.getsignal(signal.SIGTERM)
+    def end():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    monkeypatch.setattr(cli, 'app', end)
+    try: code, _, err = call(capsys=capsys, monkeypatch=monkeypatch)
+    finally: signal.signal(signal.SIGTERM, before)
+    assert code == 130 and '--resume' in err
+
+
 HEAVY = ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib', 'papermill', 'nbconvert', 'evaluate', 'fairlearn', 'scipy', 'sklearn', 'aiohttp', 'ipywidgets', 'IPython')
 
 

@@ -72,6 +72,32 @@ def test_papermill_uses_it_by_the_name_of_its_entry_point(tmp_path):
     assert text(json.loads((tmp_path/'b.ipynb').read_text())['cells'][0]['outputs'][0]) == 'True'
 
 
+def test_a_forked_kernel_is_interrupted_restarted_and_shut_down():
+    from tempfile import TemporaryDirectory
+    from jupyter_client import KernelManager
+    with TemporaryDirectory() as tmp:
+        km = KernelManager(kernel_name='python3', transport='ipc', ip=f'{tmp}/k')
+        km.kernel_id = 'a'
+        km.provisioner = forking.ForkedProvisioner(kernel_id='a', kernel_spec=km.kernel_spec, parent=km)
+        km.start_kernel(extra_arguments=['--log-level=CRITICAL'])
+        kc = km.client()
+        kc.start_channels()
+        kc.wait_for_ready(60)
+        kc.execute(f'open("{tmp}/began", "w").close(); import time; time.sleep(600)')
+        for _ in range(300):
+            if os.path.exists(f'{tmp}/began'): break
+            time.sleep(.1)
+        km.interrupt_kernel()
+        assert kc.get_shell_msg(timeout=60)['content']['ename'] == 'KeyboardInterrupt'
+        first = km.provisioner.pid
+        km.restart_kernel(now=True)
+        kc.wait_for_ready(60)
+        second = km.provisioner.pid
+        kc.stop_channels()
+        km.shutdown_kernel(now=True)
+        assert first != second and gone(first) and gone(second)
+
+
 @pytest.mark.parametrize('preload, says', [('no_such_library_of_ours', ''), ('broken_here', 'ZeroDivisionError'), ('busy_here', 'threads were started')])
 def test_where_a_fork_would_not_be_safe_it_says_why(tmp_path, monkeypatch, preload, says):
     (tmp_path/'broken_here.py').write_text('1/0')

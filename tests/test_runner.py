@@ -177,6 +177,17 @@ def test_what_work_raises_ends_the_schedule_when_the_others_were_stopped():
     assert stopped
 
 
+def test_a_busy_machine_is_said_before_a_chapter_measures_time(folder, tmp_path, monkeypatch):
+    import genai_playbook.runner as runner
+    said = []
+    class Seen(Progress):
+        def note(self, text): said.append(text)
+    monkeypatch.setattr(runner, '_busy', lambda: .8)
+    nbs = folder(**{'01_timed': notebook(chapter='timed', exclusive=True), '02_other': notebook(chapter='other')})
+    run('demo', out=tmp_path/'evidence', notebooks=nbs, effort='quick', progress=Seen())
+    assert len(said) == 1 and '80%' in said[0] and 'timed' in said[0]
+
+
 def test_a_run_is_an_object(folder, tmp_path):
     import pandas as pd
     nbs = folder(**{'01_good': notebook(GATE.format(code='SUC91', value=1.), chapter='good')})

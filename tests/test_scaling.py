@@ -110,6 +110,7 @@ def test_the_bundled_pocs_cross_too(tmp_path):
 def test_what_cannot_be_crossed_is_said(card, tmp_path):
     with pytest.raises(PlaybookError, match='same `poc` name'): matrix_cards([card(), card()], tmp_path/'cards')
     card('first'), card('second', 'upper')
+    (tmp_path/'second/answers.py').write_text(CODE + '# another\n')
     with pytest.raises(PlaybookError, match='answers.py lies beside both'): matrix_cards([tmp_path/'first', tmp_path/'second'], tmp_path/'cards')
 
 
