@@ -67,7 +67,7 @@ def judged(
 )->tuple[list[float],list[bool],str]: # solved (1, 0, nan), handed to a person, why nothing could be scored
     "How each case ended, by the metric of chapter 01"
     from genai_playbook.metrics import NotAvailable
-    from genai_playbook.success import solved
+    from genai_playbook.asking import solved
     s,handed = card.section('success'),[a.error is not None or a.tier in ('guard', 'fallback') for a in answers]
     if 'reference' not in rows: return [math.nan]*len(rows),handed,'the data has no right answers (data.columns.reference)'
     try: return solved(answers, rows['reference'], s.metric, s.solved_from, **inputs),handed,''
