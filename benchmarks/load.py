@@ -1,6 +1,6 @@
 """How much the load client costs and how true it is, against a server on loopback that says when it wrote what
 
-    python benchmarks/load.py                    # ours; guidellm and aiperf beside it where they are on the PATH
+    python benchmarks/load.py                    # ours; guidellm (0.8) and aiperf (0.13) beside it where they are on the PATH
     python benchmarks/load.py --rounds 3 --streams 16 64 256 --seconds 8
 
 Server: 50 ms to the first token, 10 ms between tokens, 32 tokens, one event per token (benchmarks/load_server.py), on a core of its own where there are two.
@@ -93,18 +93,29 @@ def memory(server, n):
     return rec.meta['clients'][0]['memory_mb']
 
 
-def other(name, server, streams, n):
-    "CPU-seconds per 1,000 requests and start-up of another tool, or why not"
-    commands = dict(guidellm=['guidellm', 'benchmark', '--target', server.url.removesuffix('/v1'), '--profile', 'concurrent', '--rate', streams, '--max-requests', n, '--data', 'prompt_tokens=8,output_tokens=32'],
-                    aiperf=['aiperf', 'profile', '--model', 'known', '--url', server.url.removesuffix('/v1'), '--endpoint-type', 'chat', '--streaming', '--concurrency', streams, '--request-count', n])
+def run_other(name, server, streams, n, folder):
+    "CPU-seconds of another tool for n requests"
+    url, tokenizer = server.url.removesuffix('/v1'), HERE.parent/'genai_playbook/data/demo/model'
+    commands = dict(guidellm=['guidellm', 'run', '--backend', f'kind=openai_http,target={url},model=known', '--profile', f'kind=concurrent,streams={streams}', '--constraint', f'kind=max_requests,count={n}',
+                              '--data', 'kind=synthetic_text,prompt_tokens=8,output_tokens=32', '--tokenizer', f'kind=hf_auto,model={tokenizer}', '--disable-console', '--output', f'kind=json,path={folder}/out.json'],
+                    aiperf=['aiperf', 'profile', '--model', 'known', '--url', url, '--endpoint-type', 'chat', '--streaming', '--concurrency', streams, '--request-count', n,
+                            '--tokenizer', tokenizer, '--synthetic-input-tokens-mean', 8, '--ui', 'simple'])
+    before = os.times()
+    subprocess.run(list(map(str, commands[name])), cwd=folder, capture_output=True, check=True, env=os.environ | dict(HOME=str(folder)))
+    after = os.times()
+    return after.children_user+after.children_system-before.children_user-before.children_system
+
+
+def other(name, server, streams, few=200, more=1000):
+    "What another tool takes for 1,000 requests more, and for starting; or why that is not known"
     if not shutil.which(name): return f'{name}: not installed'
     with tempfile.TemporaryDirectory() as folder:
-        before, begin = os.times(), time.perf_counter()
-        done = subprocess.run(list(map(str, commands[name])), cwd=folder, capture_output=True, text=True)
-        after = os.times()
-    if done.returncode: return f'{name}: failed with {done.returncode}: {done.stderr[-300:]}'
-    used = after.children_user+after.children_system-before.children_user-before.children_system
-    return f'{name}, {streams} streams: {1e3*used/n:.1f} CPU-s per 1,000 (start-up included), {time.perf_counter()-begin:.1f} s in all'
+        answered = len(json.loads(urllib.request.urlopen(server.url.removesuffix('/v1')+'/log').read()))
+        try: a, b = (run_other(name, server, streams, n, folder) for n in (few, few+more))
+        except subprocess.CalledProcessError as e: return f'{name}: failed with {e.returncode}: {(e.stderr or e.stdout).decode(errors="replace")[-300:]}'
+        answered = len(json.loads(urllib.request.urlopen(server.url.removesuffix('/v1')+'/log').read()))-answered
+    if answered < 2*few+more: return f'{name}: the server answered {answered} of {2*few+more} requests; no figure'
+    return f'{name}, {streams} streams: {1e3*(b-a)/more:.2f} CPU-s for 1,000 requests more, {a-few*(b-a)/more:.1f} CPU-s to start and to end'
 
 
 def best(rounds, fn, *args):
@@ -137,7 +148,7 @@ def main():
             for k, v in best(a.rounds, truth, server, s, 2000).items(): show(f'error of {k}, {s} streams of mixed delays, ms', v, dict(ttft_p50='at most 1.5', ttft_p99='at most 1', token_p99='at most .05 with kernel stamps').get(k, ''))
         for r, bar in ((100, 3), (500, 5)):
             for k, v in best(a.rounds, arrivals, server, r, 4).items(): show(f'arrivals at {r}/s, deviation {k}, ms', v, f'at most {bar}' if k == 'p99' else '')
-        for name in ('guidellm', 'aiperf'): print(other(name, server, 64, 1000))
+        for name in ('guidellm', 'aiperf'): print(other(name, server, 64))
     if a.out:
         with open(a.out, 'w', newline='') as f: csv.writer(f).writerows([('what', 'value', 'bar'), *rows])
 

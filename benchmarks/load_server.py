@@ -59,10 +59,12 @@ class Answering(asyncio.Protocol):
         head, found, body = self.got.partition(b'\r\n\r\n')
         if not found: return
         if head.startswith(b'GET'): self.got = b''; return self.tell()
+        if not head.startswith(b'POST'): self.got = b''; return self.transport.write(b'HTTP/1.1 204 No Content\r\n\r\n')
         length = int(head.lower().split(b'content-length:')[1].split(b'\r\n')[0])
         if len(body) < length: return
         self.got = body[length:]
         said = json.loads(body[:length])['messages'][-1]['content']
+        if not isinstance(said, str): said = ''.join(part.get('text', '') for part in said)
         self.answer(dict(ttft=.05, gap=.01, n=32, bundle=1, role=False) | (json.loads(said) if said.startswith('{') else {}), clock())
 
     def tell(self):

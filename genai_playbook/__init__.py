@@ -2,7 +2,9 @@
 
 Modules:
 
-- `genai_playbook.runner`: Runs chapters through papermill, more strictly than papermill does, and keeps what they said in a run folder"""
+- `genai_playbook.forking`: Kernels forked from one process that has imported the heavy libraries, and done nothing else
+- `genai_playbook.runner`: Runs chapters through papermill, more strictly than papermill does, and keeps what they said in a run folder
+- `genai_playbook.scaling`: More than one machine, or more than one card: executors, matrices of POCs and models, and answers to a million prompts"""
 
 from importlib import import_module
 

@@ -21,6 +21,8 @@ def cache_folder()->Path:
     return Path(base)/'genai_playbook'
 
 # %% ../nbs/foundations/answer_cache.ipynb #ed356acf
+_PATIENCE = 60 # seconds
+
 class Store:
     "Answers by digest, in one SQLite file"
     def __init__(self, path:Path): self.path,self.usable = Path(path),True
@@ -30,11 +32,7 @@ class Store:
         for attempt in (0, 1):
             try:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with contextlib.closing(sqlite3.connect(self.path, timeout=60)) as db:
-                    db.execute('PRAGMA journal_mode=WAL')
-                    db.execute('PRAGMA synchronous=NORMAL') # after a power cut the last answers may be missing, never wrong
-                    db.execute('CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID')
-                    with db: return work(db)
+                return self._patiently(work)
             except (sqlite3.OperationalError, OSError) as e: why = e # locked, full, not writable
             except sqlite3.DatabaseError as e: # no database, or a damaged one
                 why = e
@@ -42,6 +40,19 @@ class Store:
             break
         self.usable = False
         warnings.warn(f'the answer cache {self.path.name} cannot be used ({why}); answers are not kept. Set GENAI_PLAYBOOK_CACHE to a folder that can be written', stacklevel=4)
+
+    def _patiently(self, work): # while another one switches the file to WAL, SQLite says "locked" at once and does not wait its time-out
+        until = time.monotonic()+_PATIENCE
+        while True:
+            try:
+                with contextlib.closing(sqlite3.connect(self.path, timeout=_PATIENCE)) as db:
+                    if db.execute('PRAGMA journal_mode').fetchone()!=('wal',): db.execute('PRAGMA journal_mode=WAL')
+                    db.execute('PRAGMA synchronous=NORMAL') # after a power cut the last answers may be missing, never wrong
+                    db.execute('CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL) WITHOUT ROWID')
+                    with db: return work(db)
+            except sqlite3.OperationalError as e:
+                if e.sqlite_errorcode&0xff!=sqlite3.SQLITE_BUSY or time.monotonic()>until: raise
+            time.sleep(.01)
 
     def _put_aside(self):
         aside = self.path.with_name(f'{self.path.name}.damaged-{time.time_ns()}')

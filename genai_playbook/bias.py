@@ -101,7 +101,7 @@ def _granted(answers, pattern):
 def _solved(card, rows, answers):
     "Every row with a reference deserves a good answer; an error is no answer"
     from genai_playbook.metrics import NotAvailable
-    from genai_playbook.success import solved
+    from genai_playbook.asking import solved
     s,nothing = card.section('success'),[math.nan]*len(rows)
     if 'reference' not in rows: return nothing,nothing
     try: good = solved(answers, rows['reference'], s.metric, s.solved_from, folder=card.folder)

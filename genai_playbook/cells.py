@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import PlaybookError
-from .stats import Estimate, _level, scores, wilson
+from .stats import Estimate, _codes, _level, scores, wilson
 
 # %% ../nbs/foundations/cells.ipynb #bbfe2ae3
 METRICS = {  # metric: (cells counted, cells counted out of); cell = 2·label + decision, so 0 is a true negative, 1 a false positive, 2 a false negative, 3 a true positive
@@ -34,8 +34,9 @@ class GroupMetrics:
     counts: np.ndarray     # rows in (group, cell)
     values: np.ndarray     # (group, metric); NaN where it is undefined
     overall: np.ndarray    # (metric,)
-    draws: np.ndarray      # (replicate, group, metric)
+    draws: np.ndarray      # (replicate, group, metric); no replicate where rows come in clusters
     unscored: int = 0      # rows without a label or decision, which are in no cell
+    units: np.ndarray|None = None  # two columns, cluster·4·groups + cell and its rows, for each cell that a cluster has; None: rows are independent
 
 def group_metrics(
     label,                                    # truth, 0 or 1; None where unknown
@@ -44,8 +45,9 @@ def group_metrics(
     metrics = ('selection_rate', 'true_positive_rate', 'false_positive_rate'),  # names from `METRICS`
     replicates: int = 10_000,                 # resamples
     seed: int = 0,                            # of the resamples
+    clusters = None,                          # label of each row's cluster; None when rows are independent
 ) -> GroupMetrics:
-    "Metrics by group and their bootstrap distribution, rows being independent"
+    "Metrics by group, with their bootstrap distribution or, where rows come in clusters, the counts of each cluster"
     import pandas as pd
     unknown = [m for m in metrics if m not in METRICS]
     if unknown: raise PlaybookError(f'there is no metric {unknown[0]!r}; choose from {", ".join(METRICS)}')
@@ -58,12 +60,13 @@ def group_metrics(
     keep = ~np.isnan(y + d)
     cell = codes[keep]*4 + (2*y + d)[keep].astype(np.int64)
     counts = np.bincount(cell, minlength=4*len(names)).reshape(len(names), 4)
-    n, rng = int(counts.sum()), np.random.default_rng(seed)
-    draws = rng.multinomial(n, counts.ravel()/n, size=replicates).reshape(replicates, len(names), 4) if n else np.zeros((replicates, len(names), 4))
-    return GroupMetrics(list(names), list(metrics), counts, _rates(counts, metrics), _rates(counts.sum(0), metrics), _rates(draws, metrics), int((~keep).sum()))
+    n, rng, shape = int(counts.sum()), np.random.default_rng(seed), (0 if clusters is not None else replicates, len(names), 4)
+    draws = rng.multinomial(n, counts.ravel()/n, size=shape[0]).reshape(shape) if n else np.zeros(shape)
+    units = None if clusters is None else np.stack(np.unique(_codes(clusters, len(y))[keep].astype(np.int64)*counts.size + cell, return_counts=True), -1)
+    return GroupMetrics(list(names), list(metrics), counts, _rates(counts, metrics), _rates(counts.sum(0), metrics), _rates(draws, metrics), int((~keep).sum()), units)
 
 # %% ../nbs/foundations/cells.ipynb #e8de8b4b
-MIN_GROUP = 30  # rows of a group that a metric must be counted out of
+MIN_GROUP = 30  # rows (and clusters, where they have any) of a group that a metric must be counted out of
 
 def _reach(moved, var, level):
     "Standard errors that, in `level` of all cases, no difference of two groups moves further; `moved` (replicate, group), `var` (group,)"
@@ -75,6 +78,52 @@ def _reach(moved, var, level):
     normal = np.random.default_rng(0).standard_normal((4000, len(var)))*np.sqrt(var)
     return max(quantile(moved), quantile(normal)), se  # rare events resample too tamely
 
+# %% ../nbs/foundations/cells.ipynb #d7e1a0eb
+def _clusters(gm, num, den):
+    "How many independent rows the clusters of each group are worth, and how many clusters there are, in each group and in all"
+    groups, (at, rows) = len(gm.groups), gm.units.T
+    pair, where = np.unique(at//4, return_inverse=True)  # a cluster's rows of one group
+    k, n = (np.bincount(where, rows*np.isin(at % 4, cells), len(pair)) for cells in (num, den))
+    pair, k, n = pair[n > 0], k[n > 0], n[n > 0]
+    g = pair % groups
+    sums = lambda x: np.bincount(g, x, groups)
+    K, N, C = sums(k), sums(n), np.bincount(g, minlength=groups)
+    with np.errstate(invalid='ignore', divide='ignore'):
+        v = K/N
+        off = (k - v[g]*n)**2
+        order = np.argsort(off)  # so that the order of clusters changes no bit
+        var = C/(C - 1)*np.bincount(g[order], off[order], groups)/N**2  # of a ratio of cluster sums, linearised
+        worth = np.where(var > 0, np.minimum(N, v*(1 - v)/var), C)
+    return worth, C, len(np.unique(pair//groups))
+
+def _moved(var, dof):
+    "Draws of errors with these variances, each known from so few clusters: a multivariate t"
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((10_000, len(var)))*np.sqrt(var*dof/rng.chisquare(dof, (10_000, len(var))))
+
+# %% ../nbs/foundations/cells.ipynb #32742545
+def _too_few(gm, metric, n, C):
+    "Why a gap cannot be bounded; empty if it can"
+    for count, what in ((n, 'rows'), (C, 'clusters')):
+        if count is not None and count.min() < MIN_GROUP: return f'group {gm.groups[count.argmin()]} has {count.min()} {what} that {metric} is counted out of; {MIN_GROUP} are needed'
+    return f'{gm.unscored} rows have no label or decision and could move any group' if gm.unscored else ''
+
+def _difference(k, n, v, moved, level):
+    "Bounds of the largest difference"
+    var = (k + 1)*(n - k + 1)/(n + 2)**3
+    q, _ = _reach(moved(var), var, level)
+    lo, hi = wilson(k, n, math.erf(q/math.sqrt(2)))
+    centre = v[:, None] - v
+    return (centre - np.hypot((v - lo)[:, None], hi - v)).max(), (centre + np.hypot((hi - v)[:, None], v - lo)).max()
+
+def _ratio(k, n, moved, level):
+    "Bounds of the smallest ratio"
+    at, var = np.log((k + .5)/(n + 1)), 1/(k + .5) - 1/(n + 1)
+    q, se = _reach(moved(var), var, level)
+    centre = at[:, None] - at
+    return np.exp((centre - q*se).min()), np.exp((centre + q*se).min())
+
+# %% ../nbs/foundations/cells.ipynb #2a67bf39
 def gap(
     gm: GroupMetrics,       # from `group_metrics`
     metric: str,            # one of its metrics
@@ -85,21 +134,14 @@ def gap(
     level = _level(level, .5)
     if metric not in gm.metrics: raise PlaybookError(f'{metric!r} was not computed; name it in group_metrics(..., metrics=…)')
     i, (num, den) = gm.metrics.index(metric), METRICS[metric]
-    k, n, v, draws = gm.counts[:, list(num)].sum(1), gm.counts[:, list(den)].sum(1), gm.values[:, i], gm.draws[..., i]
-    shape = dict(n=int(gm.counts.sum()), method='max-t cell bootstrap', level=level, unscored=gm.unscored)
+    n, v, draws = gm.counts[:, list(den)].sum(1), gm.values[:, i], gm.draws[..., i]
+    worth, C, clusters = (n, None, None) if gm.units is None else _clusters(gm, num, den)
+    shape = dict(n=int(gm.counts.sum()), method='max-t cell bootstrap' if C is None else 'cluster-robust max-t', level=level, clusters=clusters, unscored=gm.unscored)
     if len(n) < 2: return Estimate(math.nan, 0., 1., enough=False, note='a gap needs at least two groups', **shape)
     value = float(v.max() - v.min() if not ratio else v.min()/v.max() if v.max() > 0 else math.nan)
-    why = f'group {gm.groups[n.argmin()]} has {n.min()} rows that {metric} is counted out of; {MIN_GROUP} are needed' if n.min() < MIN_GROUP else \
-          f'{gm.unscored} rows have no label or decision and could move any group' if gm.unscored else 'no group has a single case' if math.isnan(value) else ''
+    why = _too_few(gm, metric, n, C) or ('no group has a single case' if math.isnan(value) else '')
     if why: return Estimate(value, 0., 1., enough=False, note=why, **shape)
-    if ratio:
-        at = np.log((k + .5)/(n + 1))
-        q, se = _reach(np.log((draws*n + .5)/(n + 1)) - at, 1/(k + .5) - 1/(n + 1), level)
-        centre = at[:, None] - at
-        low, high = np.exp((centre - q*se).min()), np.exp((centre + q*se).min())
-    else:
-        q, _ = _reach(draws - v, (k + 1)*(n - k + 1)/(n + 2)**3, level)
-        lo, hi = wilson(k, n, math.erf(q/math.sqrt(2)))
-        centre = v[:, None] - v
-        low, high = (centre - np.hypot((v - lo)[:, None], hi - v)).max(), (centre + np.hypot((hi - v)[:, None], v - lo)).max()
+    on = (lambda x: np.log((x*n + .5)/(n + 1))) if ratio else (lambda x: x)
+    moved = (lambda var: on(draws) - on(v)) if C is None else (lambda var: _moved(var, C - 1))
+    low, high = _ratio(v*worth, worth, moved, level) if ratio else _difference(v*worth, worth, v, moved, level)
     return Estimate(value, float(np.clip(low, 0, value)), float(np.clip(high, value, 1)), **shape)

@@ -14,16 +14,23 @@ TRIES = 3     # prompts that may fail before the model is said not to answer
 
 @dataclass(frozen=True)
 class GateNeed:
-    "Rows that a gate plans to need, against what the data has"
+    "Rows and clusters that a gate plans to need, against what the data has"
     code: str
     name: str
     hard: bool
     asked: str          # direction and threshold
-    planned: int|None   # independent rows; None: its chapter decides by itself
+    planned: int|None   # rows; None: its chapter decides by itself
     have: int
+    planned_clusters: int|None = None  # None: rows are independent, or it counts no rows
+    have_clusters: int = 0
 
     @property
-    def enough(self) -> bool: return self.planned is None or self.have >= self.planned
+    def enough(self) -> bool: return self.have >= (self.planned or 0) and self.have_clusters >= (self.planned_clusters or 0)
+
+    def short(self) -> str:
+        "What there is too little of"
+        few = [f'{plan:,} {what}, the data has {have:,}' for plan, have, what in ((self.planned, self.have, 'rows'), (self.planned_clusters, self.have_clusters, 'clusters')) if (plan or 0) > have]
+        return ' and '.join(few)
 
 
 @dataclass
@@ -85,7 +92,7 @@ def check_poc(
 ) -> Check:
     "Ask the model a little and work out what a whole run needs; raises PlaybookError for what must be mended first"
     from genai_playbook.card import load_card
-    from genai_playbook.linter import lint
+    from genai_playbook.linter import lint, planned
     card = load_card(poc)
     rows, model = card.evaluation(), card.model()
     answer, prompts = preflight(card), _first(card, rows, TRIAL)
@@ -108,10 +115,11 @@ def check_poc(
         specs += own
         for s in own:
             t = card.threshold(s)
-            res.gates.append(GateNeed(s.code, s.name, card.is_hard(s), f'{"≥" if s.direction == ">=" else "≤"} {t:g}', s.plan(t) if s.plan else None, len(rows)))
+            need = planned(s, t, rows)
+            res.gates.append(GateNeed(s.code, s.name, card.is_hard(s), f'{"≥" if s.direction == ">=" else "≤"} {t:g}', need.rows, len(rows), need.clusters, res.clusters or 0))
     res.findings = lint(specs, card, rows)
     short = [g for g in res.gates if not g.enough]
-    res.warnings += [f'{g.code} plans {g.planned:,} rows, the data has {g.have:,}: expect INSUFFICIENT unless the system is far from {g.asked}.' for g in short]
+    res.warnings += [f'{g.code} plans {g.short()}: expect INSUFFICIENT unless the system is far from {g.asked}.' for g in short]
     if (lost := sum(a.error is not None for a in trial)): res.warnings.append(f'{lost:,} of {len(trial):,} answers failed, such as: {next(a.error for a in trial if a.error)}. Failed answers stay unscored and widen every bound.')
     if card.data.private: res.warnings.append('data.private is set: prompts and answers stay out of reports and caches, so every run pays for its answers again.')
     return res
@@ -143,9 +151,13 @@ def print_check(
     if check.money is not None: parts.append(f'about {check.money:,.2f} {check.currency} for it')
     console.print('[dim]data[/]      ' + '; '.join(parts) + '\n')
     t = Table(box=None, pad_edge=False, header_style='dim')
-    for c, kw in (('gate', {}), ('what it asks', {}), ('asked', {}), ('rows planned', dict(justify='right')), ('rows there', dict(justify='right')), ('', {})): t.add_column(c, **kw)
+    number = lambda n: '–' if n is None else f'{n:,}'
+    for c in ('gate', 'what it asks', 'asked'): t.add_column(c)
+    for c in ('rows planned', 'clusters planned')[:2 if check.clusters else 1]: t.add_column(c, justify='right')
+    t.add_column('')
     for g in check.gates:
-        t.add_row(g.code + ('' if g.hard else ' [dim](advisory)[/]'), escape(g.name), g.asked, '–' if g.planned is None else f'{g.planned:,}', f'{g.have:,}', '' if g.planned is None else '[green]enough[/]' if g.enough else '[yellow]too few[/]')
+        counts = [g.planned, g.planned_clusters][:2 if check.clusters else 1]
+        t.add_row(g.code + ('' if g.hard else ' [dim](advisory)[/]'), escape(g.name), g.asked, *map(number, counts), '' if g.planned is None else '[green]enough[/]' if g.enough else '[yellow]too few[/]')
     console.print(t)
     console.print('\n[dim]chapters[/]  ' + ', '.join(f'{n}' if ok else f'{n} ([yellow]will not run[/]: {escape(why)})' for n, ok, why in check.chapters))
     for w in check.warnings: console.print(f'[yellow]note[/]      {escape(w)}')

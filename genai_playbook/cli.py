@@ -52,38 +52,72 @@ def check(poc: Poc):
 
 @app.command()
 def run(
-    poc: Poc,
+    pocs: Annotated[list[str], typer.Argument(metavar='POC...', help='A card (poc.yaml), its folder, or a bundled POC: demo, demo-hardened, demo-regressed. Several run one after the other.')],
     effort: Annotated[str, typer.Option(help='[bold]quick[/]: a first answer from small samples. [bold]full[/]: all the data.')] = 'full',
     chapters: Annotated[str|None, typer.Option(help='Only these, separated by commas; the result is then PARTIAL. See `genai-playbook chapters`.')] = None,
     param: Annotated[list[str]|None, typer.Option('-p', '--param', metavar='CHAPTER.NAME=VALUE', help="Set one chapter's parameter; may be given again.")] = None,
     out: Annotated[str, typer.Option(help='Folder for evidence, or an address that papermill can write (s3://, gs://, abfs://).')] = 'evidence',
-    jobs: Annotated[int, typer.Option(min=1, help='Chapters side by side; those that measure time always run alone.')] = 1,
+    jobs: Annotated[int|None, typer.Option(min=1, help='Chapters side by side; as many as there are cores when left out. Those that measure time always run alone.')] = None,
     timeout: Annotated[float, typer.Option(min=1, help='Seconds that one chapter may take.')] = 1800,
-    resume: Annotated[bool, typer.Option(help='Go on with the newest run that was cut off; finished chapters that are still valid are kept.')] = False,
+    resume: Annotated[bool, typer.Option(help='Go on with the newest run if it was cut off or a chapter broke; finished chapters that are still valid are kept.')] = False,
+    cold: Annotated[bool, typer.Option('--cold', help='Start every kernel afresh instead of forking it: some seconds more for each chapter, the same evidence.')] = False,
+    matrix: Annotated[bool, typer.Option('--matrix', help='Every model of these cards with every POC of them.')] = False,
+    executor: Annotated[str, typer.Option(help='Who runs chapters: threads (here), dask:local, or dask:ADDRESS of a scheduler; see docs/scale-out.md.')] = 'threads',
+    quiet: Annotated[bool, typer.Option('--quiet', '-q', help='Only the decision, and what went wrong.')] = False,
+    json_: Annotated[bool, typer.Option('--json', help='One JSON object a line for each event, the decision last.')] = False,
     accept_partial: Annotated[bool, typer.Option(help='Exit 0 for a partial run in which nothing failed.')] = False,
 ):
     """Run the playbook on a POC: executed notebooks, a report, one decision.
 
     Exit code: 0 GO, 1 NO-GO, 2 bad card or usage, 3 insufficient evidence or partial, 4 a chapter broke, 130 interrupted."""
-    from genai_playbook.card import load_card
-    from genai_playbook.checking import preflight
-    from genai_playbook.runner import plan
     from genai_playbook.runner import run as run_playbook
-    from genai_playbook.screen import ScreenProgress, print_result
-    console = _console()
+    from genai_playbook.scaling import run_matrix
+    from genai_playbook.screen import print_matrix
     chosen = [c.strip() for c in chapters.split(',') if c.strip()] if chapters is not None else None
     if chosen == []: raise PlaybookError('--chapters names no chapter; see `genai-playbook chapters`.')
-    params = parse_params(param or [])
-    card = load_card(poc)
-    plan(card, chosen, params, effort)
-    preflight(card)
-    with ScreenProgress(console) as progress:
-        evidence = run_playbook(poc, chosen, effort, params, out, jobs, timeout, resume, progress)
-    print_result(evidence, console)
-    _witness(evidence, console)
+    if quiet and json_: raise PlaybookError('--quiet and --json exclude each other: leave one out.')
+    options = dict(chapters=chosen, effort=effort, params=parse_params(param or []), out=out, jobs=jobs, timeout=timeout, resume=resume, cold=cold, executor=executor)
+    if len(pocs) == 1: raise typer.Exit(_shown(lambda progress: run_playbook(pocs[0], progress=progress, **options), quiet, json_, accept_partial))
+    with _progress(quiet, json_) as progress: results = run_matrix(pocs, matrix, progress=progress, **options)
+    for ev in results.values():
+        _witness(ev, _console(stderr=json_))
+        if json_: progress.say('decision', poc=ev['poc']['name'], folder=ev['folder'], **ev['decision'])
+    raise typer.Exit(print_matrix(results, _console(stderr=json_)))
+
+
+def _progress(quiet: bool, json_: bool):
+    from genai_playbook.screen import JsonProgress, QuietProgress, ScreenProgress
+    return JsonProgress() if json_ else QuietProgress(_console()) if quiet else ScreenProgress(_console())
+
+
+def _shown(work, quiet: bool, json_: bool, accept_partial: bool) -> int:
+    "Do it while its progress is shown, show what came of it; its exit code"
+    from genai_playbook.screen import print_result
+    with _progress(quiet, json_) as progress: evidence = work(progress)
+    _witness(evidence, _console(stderr=json_))
     d = evidence['decision']
+    if json_: progress.say('decision', poc=evidence['poc']['name'], folder=evidence['folder'], **d)
+    elif quiet: _console().print(f'{d["headline"]}\n{evidence["folder"]}/index.html', markup=False)
+    else: print_result(evidence, _console())
     clean = accept_partial and evidence['partial'] and d['exit_code'] == 3 and not any(g['verdict'] in ('INSUFFICIENT', 'NOT TESTED') and g['hard'] for g in evidence['gates'])
-    raise typer.Exit(0 if clean else d['exit_code'])
+    return 0 if clean else d['exit_code']
+
+
+@app.command()
+def answer(
+    poc: Poc,
+    prompts: Annotated[Path, typer.Argument(help='A .csv, .jsonl or .parquet file with a column `prompt`, of any length.')],
+    out: Annotated[Path, typer.Argument(help='Folder for part-000000.parquet and so on.')],
+    chunk: Annotated[int, typer.Option(min=1, help='Rows that a worker holds in memory.')] = 10_000,
+    executor: Annotated[str, typer.Option(help='threads (here), dask:local, or dask:ADDRESS of a scheduler.')] = 'threads',
+    jobs: Annotated[int|None, typer.Option(min=1, help='Chunks under way at once.')] = None,
+):
+    "Answer a file of prompts, in chunks that are stored as they are finished; what was answered before is not asked again."
+    from genai_playbook.scaling import answer_file
+    console = _console()
+    with console.status('answering') as status:
+        rows = answer_file(poc, prompts, out, chunk, executor, jobs, lambda n: status.update(f'{n:,} rows answered'))
+    console.print(f'{rows:,} rows answered in {out}')
 
 
 @app.command()
@@ -133,7 +167,7 @@ def _witness(evidence: dict, console):
     "Write the run into the ledger; a ledger that refuses does not undo a run"
     from genai_playbook.witness import record_run
     try: record_run(evidence)
-    except PlaybookError as e: console.print(f'[yellow]The run is not in the ledger.[/] {e}', markup=True)
+    except PlaybookError as e: console.print(f'The run is not in the ledger: {e}', style='yellow', markup=False)
 
 
 By = Annotated[str, typer.Option('--by', help='Who: a person or a role that can be asked.')]
@@ -259,9 +293,18 @@ def parse_params(
     return res
 
 
+def _stop_like_ctrl_c():
+    "A scheduler that ends a job (CI, Slurm, Kubernetes) leaves as much behind as Ctrl-C does"
+    import signal
+    import threading
+    def stop(*_): raise KeyboardInterrupt
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, stop)
+
+
 def main():
     "Entry point: what a user can mend is one sentence and exit code 2, our own bug is 70"
     os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+    _stop_like_ctrl_c()
     try: app()
     except PlaybookError as e:
         _console(stderr=True).print(str(e), style='red', markup=False)

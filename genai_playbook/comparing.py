@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BETTER', 'NOT_WORSE', 'WORSE', 'CANNOT_TELL', 'Comparison', 'mcnemar', 'newcombe', 'cohens_h', 'cohens_d', 'verdict',
-           'equivalent', 'n_not_worse', 'n_equivalent', 'holm', 'benjamini_hochberg']
+           'equivalent', 'n_not_worse', 'n_equivalent', 'holm', 'benjamini_hochberg', 'p_from_bound']
 
 # %% ../nbs/foundations/comparing.ipynb #a54559ee
 import math
@@ -148,3 +148,19 @@ def benjamini_hochberg(
 ) -> np.ndarray:  # adjusted; compare them with the share of false discoveries that is acceptable
     "p-values adjusted so that the share of false discoveries stays at the level (Benjamini and Hochberg 1995)"
     return _adjust(p, lambda m, i: m/i, lambda q: np.minimum.accumulate(q[::-1])[::-1])
+
+# %% ../nbs/foundations/comparing.ipynb #227d2286
+def p_from_bound(
+    value: float,         # what was measured
+    bound: float,         # its one-sided bound at `level`
+    threshold: float,     # what the truth is claimed to lie beyond, on the bound's side of the value
+    level: float = .95,
+    share: bool = False,  # do value, bound and threshold lie between 0 and 1, as shares do?
+) -> float:  # 1 where the value itself lies on the wrong side of the threshold
+    "One-sided p-value of the claim that the truth lies beyond the threshold, read off a bound"
+    from scipy.special import ndtr, ndtri, rel_entr
+    level, reach, there = _level(level, .5), value - bound, value - threshold
+    if there*reach <= 0: return 1. if reach or there == 0 else 0.  # no reach at all: a fact, not a sample
+    if share and not 0 < threshold < 1: return 0.
+    deviance = (lambda q: rel_entr(value, q) + rel_entr(1 - value, 1 - q)) if share else (lambda q: (value - q)**2)
+    return float(ndtr(-ndtri(level)*math.sqrt(deviance(threshold)/deviance(bound))))

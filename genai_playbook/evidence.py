@@ -54,6 +54,7 @@ class GateSpec:
     plan:Callable[[float],int]|None = None # rows it plans to need, from the threshold
     advice:str = '' # what to do when it fires
     range:tuple[float,float]|None = None # least and greatest value the metric can take, for the linter; None: as its unit says
+    rows_decide:bool = True # False: what keeps it open is a price or a plan, which more rows do not narrow
 
     @property
     def chapter(self)->str: # production dimension
@@ -140,7 +141,7 @@ def unmeasured(
     return Estimate(nan, nan, nan, 0, 'not measured', enough=False, note=why)
 
 def _gate(spec, est, thr, hard, v, note):
-    needed = n_to_decide(est, thr, spec.direction) if v==INSUFFICIENT else None
+    needed = n_to_decide(est, thr, spec.direction) if v==INSUFFICIENT and spec.rows_decide else None
     g = Gate(spec.code, spec.chapter, spec.name, spec.metric, float(est.value), float(est.low), float(est.high), est.level, est.n, spec.unit, float(thr), spec.direction,
         v, hard, est.method, note=note, clusters=est.clusters, unscored=est.unscored, needed=needed, advice=spec.advice)
     d = g.to_dict()
@@ -224,9 +225,11 @@ def gate_step(
     if g.verdict==FAIL: step = g.advice or f'Improve {g.metric}, then run again.'
     elif g.verdict==NOT_TESTED: step = f'Make it measurable: {g.note}' if g.note else 'Run its chapter.'
     elif g.needed: step = f'Collect about {g.needed-g.n:,} more observations ({g.n:,} now, {g.needed:,} would decide if the value stays).'
-    elif not g.n: step = 'Nothing was scored: give its chapter data.'
+    elif not g.n: step = f"Nothing was scored: {g.note or 'give its chapter data'}."
     elif g.unscored: step = f'Score the {g.unscored:,} rows that have no score first (errors, empty answers, no reference): more rows will not decide while they are open.'
-    else: step = 'The value lies on the threshold: more rows will not decide; improve the system or settle the target.'
+    elif not all(map(math.isfinite, (g.value, g.low, g.high))): step = f"It has no bound yet that could be compared: {g.note or 'give its chapter more data'}."
+    elif abs(g.value-g.threshold)<1e-9: step = 'The value lies on the threshold: more rows will not decide; improve the system or settle the target.'
+    else: step = f'More rows will not decide, because what is open was not sampled: {g.note or g.advice}'
     return dict(code=g.code, step=step)
 
 def decide(
@@ -254,7 +257,7 @@ def decide(
     steps = [gate_step(g) for g in failed]
     if effort=='quick' and any(g.verdict==INSUFFICIENT for g in live): steps.append(dict(code='effort', step='This run took a sample: run with `--effort full` before you collect anything.'))
     steps += [gate_step(g) for g in open_] + [dict(code=b, step='Open its notebook at the traceback, mend what it names (your card, your data or the chapter), and run again.') for b in broke]
-    steps += [gate_step(g) for g in live if not g.hard and g.verdict==FAIL]
+    steps += [gate_step(g) for kind in (FAIL, INSUFFICIENT) for g in live if not g.hard and g.verdict==kind]
     if untouched: steps.append(dict(code='scope', step=f"Nothing measured {', '.join(untouched)}: run the chapters that exist, and exempt what does not apply, each with an owner and a reason."))
     return Decision(v, _headline(v, sc, failed, open_, broke, untouched), reasons, steps, sc, code)
 

@@ -31,22 +31,26 @@ def cases(
     rows: 'pd.DataFrame', # of `card.evaluation`
     answers: Sequence,   # of `models.Answer`, one for each row
     private: bool|None = None, # keep what was said out of it; None: as the card says
+    inputs: Mapping|None = None, # what metrics read besides, of `asking.metric_inputs`: tries for pass@k, log-likelihoods for choice and perplexity
 ) -> 'pd.DataFrame':  # id, case, cluster, slice.*, score.*, answer
     "What became of each case: a score of each metric of the card, and whether it was solved"
     import pandas as pd
-    from genai_playbook.metrics import NotAvailable, row_scores
-    from genai_playbook.success import solved
+    from genai_playbook.asking import solved
+    from genai_playbook.metrics import METRICS, NotAvailable, row_scores
     section, private = card.section('success'), card.data.private if private is None else private
     references = rows['reference'].tolist() if 'reference' in rows else [None]*len(rows)
     texts = [None if a.error else a.text for a in answers]
+    inputs = dict(inputs) if inputs else dict(folder=card.folder)
+    tries = inputs.pop('tries', None)
     res = {'id': rows['id'].astype(str).tolist()}
     if not private: res['case'] = [_digits(*r) for r in zip(*(rows[c].tolist() for c in ('prompt', 'context', 'reference') if c in rows))]
     if 'cluster' in rows: res['cluster'] = rows['cluster'].astype(str).tolist()
     res |= {f'slice.{c}': rows[c].astype(object).where(rows[c].notna(), '(none)').astype(str).tolist() for c in card.slices()}
-    try: res['score.solved'] = solved(answers, references, section.metric, section.solved_from, folder=card.folder)
+    try: res['score.solved'] = solved(answers, references, section.metric, section.solved_from, tries=tries, **inputs)
     except NotAvailable: res['score.solved'] = [float('nan')]*len(rows) # chapter 01 says why
     for m in dict.fromkeys([section.metric, *section.also]):
-        try: res[f'score.{m}'] = row_scores(m, texts, references, folder=card.folder)
+        known = METRICS.get(m.name)
+        try: res[f'score.{m}'] = row_scores(m, tries if known and known.tries and tries else texts, references, **inputs)
         except NotAvailable: continue # chapter 01 says why
     if not private: res['answer'] = [a.text or (f'[{a.error}]' if a.error else '') for a in answers]
     return pd.DataFrame(res)
@@ -77,20 +81,22 @@ def case_record(
     card,
     rows: 'pd.DataFrame', # of `card.evaluation`
     answers: Sequence, # of `models.Answer`, one for each row
+    inputs: Mapping|None = None, # as in `cases`
 ) -> dict:
     "The cases and what they were judged by, as plain data"
     section = card.section('success')
-    return dict(definition=dict(metric=str(section.metric), solved_from=section.solved_from), private=card.data.private, csv=packed(cases(card, rows, answers)))
+    return dict(definition=dict(metric=str(section.metric), solved_from=section.solved_from), private=card.data.private, csv=packed(cases(card, rows, answers, inputs=inputs)))
 
 def record_cases(
     card,
     rows: 'pd.DataFrame', # of `card.evaluation`
     answers: Sequence, # of `models.Answer`, one for each row
+    inputs: Mapping|None = None, # as in `cases`
 ):
     "Leave the cases in this notebook, for `genai-playbook compare`"
     from genai_playbook.evidence import _show
     says = f'recorded {len(rows):,} cases for genai-playbook compare'
-    _show('record', f'<p><small>{says.capitalize()}</small></p>', says, name='cases', data=case_record(card, rows, answers))
+    _show('record', f'<p><small>{says.capitalize()}</small></p>', says, name='cases', data=case_record(card, rows, answers, inputs))
 
 # %% ../nbs/components/head_to_head.ipynb #f5b2ba68
 @dataclass(frozen=True)
@@ -137,16 +143,19 @@ def sides_of_cards(
     progress: Callable[[str, int, int], None]|None = None, # called with (name, done, total)
 ) -> tuple[Side, Side]:
     "Two POCs on the cases of the first"
+    from genai_playbook.asking import metric_inputs
     from genai_playbook.card import load_card
+    from genai_playbook.metrics import METRICS
     old, new = load_card(a), load_card(b)
     rows, private = old.evaluation(n), old.data.private or new.data.private
     section, digest = old.section('success'), old.digests()['data.evaluation']
+    if (m := METRICS.get(section.metric.name)) and m.tries: raise PlaybookError(f'{old.name}: `{section.metric}` needs several tries of each prompt, and comparing POCs asks each prompt once; run both, and compare the runs, which keep what their tries came to.')
     def side(card, name):
         try: prompts = card.prompts(rows)
         except KeyError as e: raise PlaybookError(f"{name}: its prompt template needs the column {e}, which the data of {old.name} have not; give both cards data with the same columns.") from None
         system = card.system().uncached if private else card.system()
         answers = system.answer(prompts, progress and (lambda done, total: progress(name, done, total)))
-        return Side(name, cases(old, rows, answers, private), dict(metric=str(section.metric), solved_from=section.solved_from), {k: v for k, v in card.digests().items() if k in _SYSTEM}, digest, private, None if private else _texts(old, digest))
+        return Side(name, cases(old, rows, answers, private, metric_inputs(card, rows, [answers]) | dict(folder=old.folder)), dict(metric=str(section.metric), solved_from=section.solved_from), {k: v for k, v in card.digests().items() if k in _SYSTEM}, digest, private, None if private else _texts(old, digest))
     same = old.name == new.name and old.path != new.path
     return side(old, f'{old.name} ({old.folder.name})' if same else old.name), side(new, f'{new.name} ({new.folder.name})' if same else new.name)
 
@@ -231,6 +240,8 @@ def _ends(metric:str)->tuple[float,float]|None: # lowest and highest possible sc
     m = _scorer(metric)
     return (0,1) if metric=='solved' else m and m.bounds
 
+def _mean(v): return math.fsum(v)/len(v) if len(v) else math.nan # exact, for any order of cases
+
 def comparisons(
     x: 'pd.DataFrame', # cases of A, from `paired`
     y: 'pd.DataFrame', # of B
@@ -254,7 +265,7 @@ def comparisons(
         difference = lambda level, a=a, b=b, group=group, ends=ends: paired_difference(b, a, group, level, ends)
         e, both = difference(.95), ~np.isnan(a + b)
         p = dict(better=claim_p(difference, 0.), not_worse=claim_p(difference, -margin), worse=claim_p(difference, 0., above=False))
-        found.append(dict(metric=score[6:], column=column, slice=slice_, a=float(sign*a[both].mean()) if both.any() else math.nan, b=float(sign*b[both].mean()) if both.any() else math.nan, value=sign*e.value + 0., low=min(sign*e.low, sign*e.high), high=max(sign*e.low, sign*e.high), n=e.n, better={1: 'higher', -1: 'lower', 0: 'either'}[_sign(score[6:])],
+        found.append(dict(metric=score[6:], column=column, slice=slice_, a=sign*_mean(a[both]), b=sign*_mean(b[both]), value=sign*e.value + 0., low=min(sign*e.low, sign*e.high), high=max(sign*e.low, sign*e.high), n=e.n, better={1: 'higher', -1: 'lower', 0: 'either'}[_sign(score[6:])],
                           clusters=e.clusters, unscored=e.unscored, method=e.method, note=e.note, bounded=ends is not None, p=p, verdict=verdict(e, margin) if i == 0 else '',
                           needed=(a, b, group, margin, ends, .95 if i == 0 else level)))
     for claim in ('better', 'not_worse', 'worse'):

@@ -10,6 +10,7 @@ import concurrent.futures, functools, hashlib, inspect, random, threading, time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from fastcore.basics import patch
 from .errors import PlaybookError
 from .models import Answer, BadPrompt, Chunk, Model, Progress, Prompt, as_messages, digest_of, failed
 
@@ -170,132 +171,105 @@ class TransformersModel(Model):
         "Load the weights now rather than with the first prompt"
         _ = self.loaded,self.threads
 
-    def _render(self, prompt:Prompt)->str:
-        messages,tok = as_messages(prompt),self.loaded.tok
-        return tok.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) if tok.chat_template else '\n'.join(m['content'] for m in messages)
+# %% ../nbs/foundations/local_model.ipynb #d803e10f
+@patch
+def _render(self:TransformersModel, prompt:Prompt)->str:
+    messages,tok = as_messages(prompt),self.loaded.tok
+    return tok.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) if tok.chat_template else '\n'.join(m['content'] for m in messages)
 
-    def _tokens(self, texts:list[str])->list[list[int]]:
-        tok = self.loaded.tok
-        return tok(texts, add_special_tokens=not tok.chat_template).input_ids if texts else [] # a chat template writes its own special tokens
+@patch
+def _tokens(self:TransformersModel, texts:list[str])->list[list[int]]:
+    tok = self.loaded.tok
+    return tok(texts, add_special_tokens=not tok.chat_template).input_ids if texts else [] # a chat template writes its own special tokens
 
-    def _checked(self, ids:list[int])->list[int]:
-        if not ids: raise BadPrompt('the prompt is empty')
-        if len(ids)>=self.loaded.context: raise BadPrompt(f'the prompt has {len(ids):,} tokens, but the model reads at most {self.loaded.context:,}')
-        if max(ids)>=self.loaded.size: raise BadPrompt('the tokenizer made a token that the model does not know; do they belong together?')
-        return ids
+@patch
+def _checked(self:TransformersModel, ids:list[int])->list[int]:
+    if not ids: raise BadPrompt('the prompt is empty')
+    if len(ids)>=self.loaded.context: raise BadPrompt(f'the prompt has {len(ids):,} tokens, but the model reads at most {self.loaded.context:,}')
+    if max(ids)>=self.loaded.size: raise BadPrompt('the tokenizer made a token that the model does not know; do they belong together?')
+    return ids
 
-    def _encode(self, prompt:Prompt)->list[int]: return self._checked(self._tokens([self._render(prompt)])[0])
+@patch
+def _encode(self:TransformersModel, prompt:Prompt)->list[int]: return self._checked(self._tokens([self._render(prompt)])[0])
 
-    def _budget(self, ids:list[int])->int: return min(self.max_new_tokens, self.loaded.context-len(ids))
+@patch
+def _budget(self:TransformersModel, ids:list[int])->int: return min(self.max_new_tokens, self.loaded.context-len(ids))
 
-    def _steps(self, ids:list[list[int]], left:list[int]|None=None)->Iterator:
-        import torch
-        seeds = [None if self.seed is None else int(digest_of(self.seed, i)[:16], 16) for i in ids] if self.temperature else None
-        return torch.inference_mode()(_decode)(self.loaded, ids, list(map(self._budget, ids)) if left is None else left, self.temperature, seeds)
+# %% ../nbs/foundations/local_model.ipynb #5c8d02c0
+def _out_of_memory(e:Exception)->bool:
+    import torch
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and any(s in str(e) for s in ('out of memory', 'DefaultCPUAllocator', "can't allocate memory"))
 
-    def _text(self, tokens): return self.loaded.tok.decode([t for t in tokens if t not in self.loaded.ends], skip_special_tokens=True)
+@patch
+def _steps(self:TransformersModel, ids:list[list[int]], left:list[int]|None=None)->Iterator:
+    import torch
+    seeds = [None if self.seed is None else int(digest_of(self.seed, i)[:16], 16) for i in ids] if self.temperature else None
+    return torch.inference_mode()(_decode)(self.loaded, ids, list(map(self._budget, ids)) if left is None else left, self.temperature, seeds)
 
-    def _finish(self, ids, tokens, logps, **times)->Answer:
-        n = len(tokens)
-        mean = sum(logps)/n if n else float('nan')
-        if mean!=mean: return failed('the model computed something that is no number; are its weights damaged?', tokens_in=len(ids), **times)
-        return Answer(self._text(tokens), len(ids), n, 'stop' if tokens[-1] in self.loaded.ends else 'length', logprob=mean, **times)
+@patch
+def _text(self:TransformersModel, tokens): return self.loaded.tok.decode([t for t in tokens if t not in self.loaded.ends], skip_special_tokens=True)
 
-    def _batch(self, ids:list[list[int]])->list[Answer]:
-        start,first,made = time.perf_counter(),None,[([],[]) for _ in ids]
-        try:
-            for step in self._steps(ids):
-                first = first or time.perf_counter()-start
-                for r,t,p in step: made[r][0].append(t); made[r][1].append(p)
-        except Exception as e:
-            if not _out_of_memory(e): first = None
-            elif len(ids)>1: self._largest = min(self._largest, len(ids)//2)
-            if len(ids)==1: return [failed(e, tokens_in=len(ids[0]))]
-            e.__traceback__ = None # it holds the tensors that did not fit
-        else:
-            seconds = (time.perf_counter()-start)/len(ids)
-            return [self._finish(i, *m, seconds=seconds, first_token_seconds=first if len(ids)==1 else None) for i,m in zip(ids, made)]
-        half = len(ids)//2
-        return self._batch(ids[:half]) + self._batch(ids[half:])
+@patch
+def _finish(self:TransformersModel, ids, tokens, logps, **times)->Answer:
+    n = len(tokens)
+    mean = sum(logps)/n if n else float('nan')
+    if mean!=mean: return failed('the model computed something that is no number; are its weights damaged?', tokens_in=len(ids), **times)
+    return Answer(self._text(tokens), len(ids), n, 'stop' if tokens[-1] in self.loaded.ends else 'length', logprob=mean, **times)
 
-    def answer(self, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
-        self.load()
-        res,texts,ids = [None]*len(prompts),{},{}
-        for i,p in enumerate(prompts):
-            try: texts[i] = self._render(p)
-            except Exception as e: res[i] = failed(e)
-        for i,found in zip(texts, self._tokens(list(texts.values()))):
-            try: ids[i] = self._checked(found)
-            except BadPrompt as e: res[i] = failed(e)
-        waiting = sorted(ids, key=lambda i: len(ids[i])) # the longest are taken first: if memory runs out, then early
-        def work():
-            while True:
-                with self._lock: now = [waiting.pop() for _ in range(min(self._largest, len(waiting)))]
-                if not now: return
-                for i,a in zip(now, self._batch([ids[i] for i in now])): res[i] = a
-                with self._lock:
-                    if progress: progress(sum(a is not None for a in res), len(prompts))
-        try: self._share(work, len(waiting)//self._largest)
-        finally: waiting.clear() # an interrupted run does not finish the rest
-        if progress and not ids: progress(len(prompts), len(prompts))
-        return res
+@patch
+def _batch(self:TransformersModel, ids:list[list[int]])->list[Answer]:
+    start,first,made = time.perf_counter(),None,[([],[]) for _ in ids]
+    try:
+        for step in self._steps(ids):
+            first = first or time.perf_counter()-start
+            for r,t,p in step: made[r][0].append(t); made[r][1].append(p)
+    except Exception as e:
+        if not _out_of_memory(e): first = None
+        elif len(ids)>1: self._largest = min(self._largest, len(ids)//2)
+        if len(ids)==1: return [failed(e, tokens_in=len(ids[0]))]
+        e.__traceback__ = None # it holds the tensors that did not fit
+    else:
+        seconds = (time.perf_counter()-start)/len(ids)
+        return [self._finish(i, *m, seconds=seconds, first_token_seconds=first if len(ids)==1 else None) for i,m in zip(ids, made)]
+    half = len(ids)//2
+    return self._batch(ids[:half]) + self._batch(ids[half:])
 
-    def _share(self, work, batches:int): # among the cores
-        import torch
-        if not (self.device=='cpu' and self.loaded.net.num_parameters()<SMALL): return work()
-        workers = max(1, min(self.threads, batches, 4))
-        def one(): torch.set_num_threads(1); work() # on a busy machine two threads wait for each other at every tiny operator
-        try:
-            with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-                for f in [pool.submit(one) for _ in range(workers)]: f.result()
-        finally: torch.set_num_threads(self.threads)
+# %% ../nbs/foundations/local_model.ipynb #26ff14d2
+@patch
+def answer(self:TransformersModel, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
+    self.load()
+    res,texts,ids = [None]*len(prompts),{},{}
+    for i,p in enumerate(prompts):
+        try: texts[i] = self._render(p)
+        except Exception as e: res[i] = failed(e)
+    for i,found in zip(texts, self._tokens(list(texts.values()))):
+        try: ids[i] = self._checked(found)
+        except BadPrompt as e: res[i] = failed(e)
+    waiting = sorted(ids, key=lambda i: len(ids[i])) # the longest are taken first: if memory runs out, then early
+    def work():
+        while True:
+            with self._lock: now = [waiting.pop() for _ in range(min(self._largest, len(waiting)))]
+            if not now: return
+            for i,a in zip(now, self._batch([ids[i] for i in now])): res[i] = a
+            with self._lock:
+                if progress: progress(sum(a is not None for a in res), len(prompts))
+    try: self._share(work, len(waiting)//self._largest)
+    finally: waiting.clear() # an interrupted run does not finish the rest
+    if progress and not ids: progress(len(prompts), len(prompts))
+    return res
 
-    def stream(self, prompt:Prompt)->Iterator[Chunk]:
-        for step in self.streams([prompt]): yield from (chunk for _,chunk in step)
+@patch
+def _share(self:TransformersModel, work, batches:int): # among the cores
+    import torch
+    if not (self.device=='cpu' and self.loaded.net.num_parameters()<SMALL): return work()
+    workers = max(1, min(self.threads, batches, 4))
+    def one(): torch.set_num_threads(1); work() # on a busy machine two threads wait for each other at every tiny operator
+    try:
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            for f in [pool.submit(one) for _ in range(workers)]: f.result()
+    finally: torch.set_num_threads(self.threads)
 
-    def streams(self,
-        prompts:list[Prompt], # of people who wait at the same time
-        limits:list[int|None]|None=None, # longest answer of each, in tokens, where it shall be shorter than `max_new_tokens`
-        gone:Callable[[int],bool]=lambda i: False # has whoever asked prompt i left? Then no more is computed for it
-    )->Iterator[list[tuple[int,Chunk]]]: # for each step of the batch: index of a prompt, and a piece of its answer
-        "The answers to several prompts, computed as one batch and handed out token by token"
-        self.load()
-        start,rows = time.perf_counter(),[]
-        for i,p in enumerate(prompts):
-            try: rows.append((i, self._encode(p)))
-            except Exception as e: yield [(i, Chunk('', (s := time.perf_counter()-start), 0, failed(e, seconds=s)))]
-        if rows: yield from self._spoken(rows, limits or [None]*len(prompts), gone, start)
-
-    def _spoken(self, rows, limits, gone, start):
-        now,said = lambda: time.perf_counter()-start,{i: _Spoken(ids) for i,ids in rows}
-        budgets = [min(limits[i] or self.max_new_tokens, self._budget(ids)) for i,ids in rows]
-        try:
-            for step in self._steps([ids for _,ids in rows], budgets):
-                out,seconds = [],now()
-                for r,t,p in step:
-                    i = rows[r][0]
-                    if gone(i): budgets[r] = 0; said.pop(i); continue
-                    if piece := said[i].more(t, p, self._text, seconds): out.append((i, piece))
-                    if t in self.loaded.ends or budgets[r]==1: out.append((i, self._last(said.pop(i), seconds)))
-                if out: yield out
-        except Exception as e:
-            yield from self._fewer(e, [(i,ids) for i,ids in rows if i in said], said, limits, gone, start)
-
-    def _last(self, s, seconds):
-        res = self._finish(s.ids, s.tokens, s.logps, first_token_seconds=s.first, seconds=seconds)
-        return Chunk(res.text[len(s.told):], seconds, s.new, res)
-
-    def _fewer(self, e, rows, said, limits, gone, start): # a batch failed: who has heard nothing yet is asked again in smaller ones
-        again = [(i,ids) for i,ids in rows if not said[i].told] if len(rows)>1 else []
-        if _out_of_memory(e): e.__traceback__,self._largest = None,max(1, min(self._largest, len(rows)//2))
-        for i,_ in rows:
-            if i in dict(again): continue
-            s = said[i]
-            yield [(i, Chunk('', (at := time.perf_counter()-start), s.new, failed(e, text=s.told, tokens_in=len(s.ids), seconds=at, first_token_seconds=s.first)))]
-        half = (len(again)+1)//2
-        for some in again[:half],again[half:]:
-            if some: yield from self._spoken(some, limits, gone, start)
-
+# %% ../nbs/foundations/local_model.ipynb #560bd03e
 class _Spoken: # what one listener has heard
     def __init__(self, ids): self.ids,self.tokens,self.logps,self.told,self.new,self.first = ids,[],[],'',0,None
     def more(self, token, logp, text_of, seconds)->Chunk|None:
@@ -306,6 +280,54 @@ class _Spoken: # what one listener has heard
         res,self.told,self.new = Chunk(text[len(self.told):], seconds, self.new),text,0
         return res
 
-def _out_of_memory(e:Exception)->bool:
-    import torch
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or isinstance(e, RuntimeError) and any(s in str(e) for s in ('out of memory', 'DefaultCPUAllocator', "can't allocate memory"))
+@patch
+def stream(self:TransformersModel, prompt:Prompt)->Iterator[Chunk]:
+    for step in self.streams([prompt]): yield from (chunk for _,chunk in step)
+
+@patch
+def streams(self:TransformersModel,
+    prompts:list[Prompt], # of people who wait at the same time
+    limits:list[int|None]|None=None, # longest answer of each, in tokens, where it shall be shorter than `max_new_tokens`
+    gone:Callable[[int],bool]=lambda i: False # has whoever asked prompt i left? Then no more is computed for it
+)->Iterator[list[tuple[int,Chunk]]]: # for each step of the batch: index of a prompt, and a piece of its answer
+    "The answers to several prompts, computed as one batch and handed out token by token"
+    self.load()
+    start,rows = time.perf_counter(),[]
+    for i,p in enumerate(prompts):
+        try: rows.append((i, self._encode(p)))
+        except Exception as e: yield [(i, Chunk('', (s := time.perf_counter()-start), 0, failed(e, seconds=s)))]
+    if rows: yield from self._spoken(rows, limits or [None]*len(prompts), gone, start)
+
+# %% ../nbs/foundations/local_model.ipynb #9491d8a5
+@patch
+def _spoken(self:TransformersModel, rows, limits, gone, start):
+    now,said = lambda: time.perf_counter()-start,{i: _Spoken(ids) for i,ids in rows}
+    budgets = [min(limits[i] or self.max_new_tokens, self._budget(ids)) for i,ids in rows]
+    try:
+        for step in self._steps([ids for _,ids in rows], budgets):
+            out,seconds = [],now()
+            for r,t,p in step:
+                i = rows[r][0]
+                if gone(i): budgets[r] = 0; said.pop(i); continue
+                if piece := said[i].more(t, p, self._text, seconds): out.append((i, piece))
+                if t in self.loaded.ends or budgets[r]==1: out.append((i, self._last(said.pop(i), seconds)))
+            if out: yield out
+    except Exception as e:
+        yield from self._fewer(e, [(i,ids) for i,ids in rows if i in said], said, limits, gone, start)
+
+@patch
+def _last(self:TransformersModel, s, seconds):
+    res = self._finish(s.ids, s.tokens, s.logps, first_token_seconds=s.first, seconds=seconds)
+    return Chunk(res.text[len(s.told):], seconds, s.new, res)
+
+@patch
+def _fewer(self:TransformersModel, e, rows, said, limits, gone, start): # a batch failed: who has heard nothing yet is asked again in smaller ones
+    again = [(i,ids) for i,ids in rows if not said[i].told] if len(rows)>1 else []
+    if _out_of_memory(e): e.__traceback__,self._largest = None,max(1, min(self._largest, len(rows)//2))
+    for i,_ in rows:
+        if i in dict(again): continue
+        s = said[i]
+        yield [(i, Chunk('', (at := time.perf_counter()-start), s.new, failed(e, text=s.told, tokens_in=len(s.ids), seconds=at, first_token_seconds=s.first)))]
+    half = (len(again)+1)//2
+    for some in again[:half],again[half:]:
+        if some: yield from self._spoken(some, limits, gone, start)

@@ -125,6 +125,7 @@ def _import(name:str, folder:Path|None):
             version = f'{file}:{hashlib.sha256(file.read_bytes()).hexdigest()}'
             if _imported.get(name)!=version: sys.modules.pop(name, None)
             _imported[name] = version
+        elif folder and _imported.pop(name, None): sys.modules.pop(name, None) # it came from another card's folder
         importlib.invalidate_caches()
         if folder: sys.path.insert(0, str(folder))
         try: return importlib.import_module(name)

@@ -6,25 +6,30 @@ import ast
 import hashlib
 import io
 import json
-import os
-import tempfile
+import shutil
 import threading
 import time
 import tokenize
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 
 from genai_playbook.chapters import ChapterInfo, chapter_gates, find_chapters
 from genai_playbook.errors import PlaybookError
+from genai_playbook.executing import BROKE, DONE, TIMED_OUT, end_kernels, execute_chapter, execute_far
+from genai_playbook.forking import chapters_env
+from genai_playbook.scheduling import needs, past_seconds, schedule, threads_each
 
-__all__ = ['Parameter', 'ChapterRun', 'Run', 'Progress', 'notebook_parameters', 'effective_parameters', 'plan', 'execute_chapter', 'finish', 'keep_remote', 'run', 'load_run', 'newest_run', 'gather']
+__all__ = ['Parameter', 'ChapterRun', 'Run', 'RunResult', 'Progress', 'notebook_parameters', 'effective_parameters', 'plan', 'execute_chapter', 'finish', 'keep_remote', 'run', 'load_run', 'newest_run', 'gather']
 
 EFFORTS = ('quick', 'full')
 OWN = ('poc', 'effort', 'run_dir')  # the parameters that the runner itself sets
-DONE, BROKE, TIMED_OUT, EXEMPT, NOT_RUN = 'done', 'broke', 'timed out', 'exempt', 'not run'
+EXEMPT, NOT_RUN = 'exempt', 'not run'
+BUSY = .25  # share of the machine that others may use before times are in doubt
 
 
 def _hint(word: str, options: Iterable[str], otherwise: str) -> str:
@@ -93,6 +98,7 @@ class ChapterRun:
     html: str = ''
     error: str = ''      # why it broke, in one line
     key: str = ''        # digest of everything the chapter's result depends on
+    digest: str = ''     # of the executed notebook
 
 
 @dataclass
@@ -109,6 +115,8 @@ class Run:
     exemptions: list[dict] = field(default_factory=list)
     digests: dict = field(default_factory=dict)
     notebooks: str|None = None      # folder of the chapters; None: the playbook's own
+    kernels: str = ''               # how they started: 'forked', or 'cold' and why
+    threads: dict[str, int] = field(default_factory=dict)  # chapter: threads of torch and BLAS
     chapters: list[ChapterRun] = field(default_factory=list)
 
     def save(self):
@@ -119,6 +127,16 @@ class Run:
     def infos(self) -> dict[str, ChapterInfo]:
         "The chapters that this run chose from"
         return find_chapters(Path(self.notebooks) if self.notebooks else None)
+
+    @property
+    def ended(self) -> bool:
+        "Has it come to its end, report and all? The manifest is written last"
+        return bool(self.finished) and (self.folder/'manifest.json').exists()
+
+    @property
+    def whole(self) -> bool:
+        "Has it ended, and no chapter of it broke?"
+        return self.ended and not any(c.status in (BROKE, TIMED_OUT, NOT_RUN) for c in self.chapters)
 
     def chapter(self, name: str) -> ChapterRun:
         "The chapter called `name`"
@@ -139,13 +157,13 @@ def load_run(
 def newest_run(
     poc: str,  # a POC's name
     base: Path,  # the folder that holds evidence/<poc>/...
-    finished: bool|None = None,  # only runs that have (True) or have not (False) come to their end
+    finished: bool|None = None,  # only runs that have (True) or have not (False) come to their end, report and all
 ) -> Run|None:
     "The newest run of `poc` below `base`"
     for f in sorted(Path(base).glob(f'{poc}/*/state.json'), reverse=True):
         try: r = load_run(f.parent)
         except PlaybookError: continue  # of another version: not a run that could be read
-        if finished is None or bool(r.finished) == finished: return r
+        if finished is None or r.ended == finished: return r
 
 
 def gather(
@@ -207,50 +225,15 @@ def plan(
     return infos, effective
 
 
-# --- one chapter --------------------------------------------------------------------------------
-def execute_chapter(
-    src: Path,  # the notebook
-    dst: Path,  # where the executed notebook goes, whole, also when a cell failed
-    params: Mapping,  # every parameter
-    timeout: float = 1800.,  # seconds for the whole chapter
-    on_cell: Callable[[int, int], None] = lambda done, total: None,
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[str, str]:  # status, and what went wrong in one line
-    "Execute one notebook in its own kernel and folder; a cell that never ran counts as broken"
-    import warnings
-
-    from papermill import execute_notebook
-    from papermill.exceptions import PapermillExecutionError
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from traitlets.config import Config
-    partial = dst.parent/'.partial'/dst.name
-    partial.parent.mkdir(exist_ok=True)
-    total = sum(c['cell_type'] == 'code' for c in json.loads(src.read_text(encoding='utf-8'))['cells'])
-    seen, deadline = iter(range(1, total+2)), clock()+timeout
-    left = lambda cell: max(1, int(deadline-clock()))
-    status, error = DONE, ''
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix='gp-') as sockets:
-        kernel = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k'))  # no ports to fight over when chapters start side by side
-        warnings.simplefilter('ignore')  # papermill's and nbclient's own deprecations, not the chapter's
-        try:
-            nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, timeout_func=left, config=kernel, extra_arguments=['--log-level=CRITICAL'], store_widget_state=True,
-                                  resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=lambda **kw: on_cell(next(seen), total+1))
-            skipped = [c.id for c in nb.cells if c.cell_type == 'code' and c.source.strip() and c.metadata.papermill.status != 'completed']
-            if skipped: status, error = BROKE, f'{len(skipped)} cells did not run: something ended the notebook early'
-        except PapermillExecutionError as e: status, error = BROKE, f'{e.ename}: {e.evalue}'.splitlines()[0][:300]
-        except CellTimeoutError: status, error = TIMED_OUT, f'it took longer than {timeout:,.0f} s; allow more with --timeout'
-        except DeadKernelError: status, error = BROKE, 'its kernel died, often for want of memory; look at the last cell that ran'
-        except RuntimeError as e: status, error = BROKE, f'its kernel did not start: {e}'
-    if partial.exists(): os.replace(partial, dst)
-    return status, error
-
-
 # --- progress -----------------------------------------------------------------------------------
 class Progress:
-    "What the runner reports while it works; this one is silent, the command line has one that draws"
+    "What the runner reports while it works; this one is silent, the command line has some that draw and print"
+    def expect(self, seconds: Mapping[str, float], jobs: int): "How long chapters took in earlier runs, by name, and how many run side by side"
     def start(self, run: Run): "The run begins"
+    def note(self, text: str): "Something the user should know"
     def chapter(self, chapter: ChapterRun): "A chapter starts"
     def cell(self, chapter: ChapterRun, done: int, total: int): "A cell of it ended"
+    def gate(self, chapter: ChapterRun, gate: dict): "A gate of it was judged"
     def end(self, chapter: ChapterRun, gates: list): "The chapter ended, with these gates"
 
 
@@ -264,15 +247,15 @@ def finish(
     from genai_playbook.evidence import decide
     from genai_playbook.witness import waivers_for
     gates, records = gather(run)
-    chapters = [{k: v for k, v in asdict(c).items() if k != 'key'} for c in run.chapters]
+    chapters = [{k: v for k, v in asdict(c).items() if k not in ('key', 'digest')} for c in run.chapters]
     evidence = dict(schema='genai_playbook/evidence/1', decision=decide(gates, chapters, run.exemptions, waivers_for(card), run.chosen, effort=run.effort).to_dict(), gates=[g.to_dict() for g in gates], chapters=chapters,
-                    poc=dict(name=card.name, card=run.card, promise=card.outcome.promise), environment=report.environment(), digests=run.digests, records=records, effort=run.effort,
+                    poc=dict(name=card.name, card=run.card, promise=card.outcome.promise), environment=report.environment() | dict(kernels=run.kernels, threads=run.threads), digests=run.digests, records=records, effort=run.effort,
                     parameters=run.parameters, partial=run.chosen is not None, started=run.started, finished=run.finished)
     report.write_evidence(evidence, run.folder/'evidence.json')
     for name, text in {'junit.xml': report.junit_xml(evidence), 'summary.md': report.summary_md(evidence), 'model_card.md': report.model_card_md(evidence, card.about())}.items():
         report.write_whole(run.folder/name, text)
     report.index_html(evidence, run.folder)
-    report.manifest(run.folder, dict(poc=run.digests, notebooks={i.path.name: hashlib.sha256(i.path.read_bytes()).hexdigest() for i in run.infos().values()}))
+    report.manifest(run.folder, dict(poc=run.digests, notebooks={i.path.name: _file(i.path) for i in run.infos().values()}))
     return {**evidence, 'folder': str(run.folder)}
 
 
@@ -291,32 +274,51 @@ def keep_remote(
 
 
 # --- the run ------------------------------------------------------------------------------------
-def _needs(info: ChapterInfo, all_: Iterable[str]) -> set[str]:
-    return {n for n in all_ if n != info.name} if 'all' in info.needs else set(info.needs) & set(all_)
+class RunResult(dict):
+    "What evidence.json says, and the same as Python objects"
+    @property
+    def folder(self) -> Path:
+        "Where the run lies"
+        return Path(self['folder'])
+
+    @property
+    def decision(self):
+        "evidence.Decision; displays itself in a notebook"
+        from genai_playbook.evidence import Decision
+        return Decision(**self['decision'])
+
+    @property
+    def gates(self):
+        "DataFrame with a row for each gate, by its code"
+        import pandas as pd
+        from genai_playbook.evidence import Gate
+        return pd.DataFrame([asdict(Gate.from_dict(g)) for g in self['gates']], columns=list(Gate.__dataclass_fields__)).set_index('code')
+
+    @property
+    def chapters(self):
+        "DataFrame with a row for each chapter, by its name"
+        import pandas as pd
+        return pd.DataFrame(self['chapters']).set_index('name')
+
+    def digest(
+        self,
+        leave: Iterable[str] = (),  # gate chapters and record names that hold measured times, which never repeat
+    ) -> str:
+        "One number for what was found: every gate and record, whoever computed them and however long it took"
+        gates = [g for g in self['gates'] if g['chapter'] not in set(leave)]
+        return _sha(sorted(gates, key=lambda g: g['code']), {k: v for k, v in self['records'].items() if k not in set(leave)})
+
+    def __repr__(self): return f'RunResult({self["decision"]["headline"]!r}, {self["folder"]})'
+    def _repr_mimebundle_(self, **kw): return self.decision._repr_mimebundle_()
 
 
-def _schedule(infos: Mapping[str, ChapterInfo], work: Callable[[str], None], jobs: int):
-    "Call `work` on every chapter, those it needs first, one that measures time alone"
-    waiting, running = dict(infos), {}
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            while waiting or running:
-                alone = any(infos[n].exclusive for n in running.values())
-                for n, c in list(waiting.items()):
-                    if alone or len(running) >= jobs: break
-                    if _needs(c, infos) & (set(waiting) | set(running.values())) or (c.exclusive and running): continue
-                    running[pool.submit(work, n)] = n
-                    del waiting[n]
-                    alone = c.exclusive
-                if not running: raise PlaybookError(f'Chapters {", ".join(waiting)} need each other: mend `needs` in their metadata.')
-                done: set[Future]
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for f in done:
-                    del running[f]
-                    f.result()
-        except BaseException:
-            for f in running: f.cancel()
-            raise
+@lru_cache
+def _package() -> str:
+    "A digest of this package's source: another version may find something else"
+    return _sha([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(Path(__file__).parent.glob('*.py'))])
+
+
+def _file(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _new_folder(base: Path, card, digest: str, now: datetime) -> Path:
@@ -330,22 +332,137 @@ def _new_folder(base: Path, card, digest: str, now: datetime) -> Path:
     return folder
 
 
-def _begin(card, infos, effective, base: Path, effort: str, params: Mapping, chosen: list[str]|None, resume: bool, notebooks: Path|None) -> Run:
-    "A new run, or the newest one that was cut off with the chapters of it that are still valid"
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    "Nobody else works in `folder` meanwhile; the lock goes with the process, however that ends"
+    try: import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(folder/'.lock', 'w') as f:
+        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: raise PlaybookError(f'{folder} is being written by another run: wait for it, or leave --resume out.') from None
+        yield
+
+
+def _tidy(folder: Path):
+    "Away with what a killed run had begun to write, and with the manifest, which says that a run has ended"
+    shutil.rmtree(folder/'.partial', ignore_errors=True)
+    for p in [*folder.glob('.*.tmp'), folder/'manifest.json']: p.unlink(missing_ok=True)
+
+
+def _chapters(infos, effective, digests: Mapping, every: Mapping[str, ChapterInfo], exempt, old: Run|None) -> list[ChapterRun]:
+    "The chapters of a run; those of `old` whose notebook, card, data, model, package and needs are the same are kept"
+    had, keys, res = {c.name: c for c in old.chapters} if old else {}, {}, []
+    for n, c in infos.items(): keys[n] = _sha(digests, _package(), effective[n], _file(c.path))
+    whole = {n for n, c in had.items() if n in infos and c.status == DONE and c.key == keys[n] and (nb := old.folder/c.notebook).is_file() and _file(nb) == c.digest}
+    while lost := {n for n in whole if needs(infos[n], infos) - whole}: whole -= lost
+    for n, c in every.items():
+        if n in infos: res.append(had[n] if n in whole else ChapterRun(n, c.title, c.question, key=keys[n]))
+        elif n in exempt: res.append(ChapterRun(n, c.title, c.question, EXEMPT))
+    return res
+
+
+def _begin(card, infos, effective, base: Path, effort: str, params: Mapping, chosen: list[str]|None, old: Run|None, notebooks: Path|None) -> Run:
+    "A new run, or `old` with the chapters of it that are still valid"
     now, digests = datetime.now(timezone.utc), card.digests()
-    old = newest_run(card.name, base, finished=False) if resume else None
     folder = old.folder if old else _new_folder(base, card, _sha(digests, effort, effective), now)
     state = Run(folder, card.name, _findable(card), effort, {n: dict(p) for n, p in params.items()}, chosen, old.started if old else now.isoformat(timespec='seconds'),
                 exemptions=card.exemptions, digests=digests, notebooks=str(notebooks) if notebooks else None)
-    exempt, kept = card.exempt(), {c.name: c for c in old.chapters} if old else {}
-    for n, c in state.infos().items():
-        if n in infos:
-            key = _sha(digests, effective[n], hashlib.sha256(c.path.read_bytes()).hexdigest())
-            had = kept.get(n)
-            ok = had and had.key == key and had.status == DONE and (folder/had.notebook).exists() and 'all' not in c.needs
-            state.chapters.append(had if ok else ChapterRun(n, c.title, c.question, key=key))
-        elif n in exempt: state.chapters.append(ChapterRun(n, c.title, c.question, EXEMPT))
+    state.chapters = _chapters(infos, effective, digests, state.infos(), card.exempt(), old)
     return state
+
+
+def _preflight(poc: str):
+    from genai_playbook.card import load_card
+    from genai_playbook.checking import preflight
+    preflight(load_card(poc))
+
+
+def _kernels(cold: bool) -> str:
+    "How kernels will start: 'forked', or 'cold' and why"
+    from genai_playbook import forking
+    if cold: return 'cold: --cold'
+    forking.begin(forking.chapters_env())
+    import papermill.execute  # noqa: F401  takes two seconds, and so do those imports
+    why = forking.why_cold(forking.chapters_env())
+    return f'cold: {why}' if why else 'forked'
+
+
+def _ask_first(card, cold: bool) -> str:
+    "One real answer before anything is written, in a fork where there can be one, because it loads the model; how kernels start"
+    from genai_playbook import forking
+    kernels = _kernels(cold)
+    if kernels == 'forked':
+        try: forking.call('genai_playbook.runner:_preflight', _findable(card), env=forking.chapters_env())
+        except OSError as e: kernels = f'cold: {e}'
+    if kernels != 'forked': _preflight(_findable(card))
+    return kernels
+
+
+def _busy() -> float:
+    "Share of the cores that somebody uses while no chapter runs"
+    import psutil
+    return psutil.cpu_percent(interval=.5)/100
+
+
+class _Work:
+    "Runs one chapter and keeps what came of it"
+    def __init__(self, state: Run, infos, effective, timeout: float, progress: Progress, pool: Executor|None):
+        self.state, self.infos, self.effective, self.timeout, self.progress, self.pool = state, infos, effective, timeout, progress, pool
+        self.lock, self.live, self.stopped, self.cold = threading.Lock(), set(), False, state.kernels != 'forked'
+
+    def __call__(self, name: str):
+        c, info, folder, given = self.state.chapter(name), self.infos[name], self.state.folder, self.effective[name]
+        self.progress.chapter(c)
+        if info.exclusive and (busy := _busy()) > BUSY: self.progress.note(f'Other programs keep {busy:.0%} of this machine busy: the times that chapter {name} measures will be longer than they need be.')
+        params = {**given, **({'run_dir': str(folder)} if 'run_dir' in given else {})}
+        start, nb = time.monotonic(), folder/info.path.name
+        for old in (nb, nb.with_suffix('.html')): old.unlink(missing_ok=True)  # of an attempt that is void
+        status, error = (self._near if self.pool is None else self._far)(c, info.path, nb, params)
+        if self.stopped: return  # the kernel was ended by us, which says nothing of the chapter
+        status, error, gates = self._read(nb, status, error)
+        self._keep(c, nb, status, error, time.monotonic()-start)
+        self.progress.end(c, gates)
+
+    def _near(self, c: ChapterRun, src: Path, nb: Path, params: Mapping) -> tuple[str, str]:
+        return execute_chapter(src, nb, params, self.timeout, lambda done, total: self.progress.cell(c, done, total), lambda gate: self.progress.gate(c, gate),
+                               threads=self.state.threads[c.name], cold=self.cold, env=chapters_env(), live=self.live)
+
+    def _far(self, c: ChapterRun, src: Path, nb: Path, params: Mapping) -> tuple[str, str]:
+        f = self.pool.submit(execute_far, src, nb, params, self.timeout, self.state.threads[c.name], self.cold)
+        while not wait([f], timeout=.2).done:
+            if self.stopped: return BROKE, 'it was stopped'
+        try: return f.result()
+        except Exception as e: return BROKE, f'its worker failed: {type(e).__name__}: {e}'.splitlines()[0][:300]
+
+    def _read(self, nb: Path, status: str, error: str):
+        from genai_playbook.evidence import read_evidence
+        try: return status, error, read_evidence(nb).gates if status == DONE else []
+        except PlaybookError as e: return BROKE, str(e), []
+
+    def _keep(self, c: ChapterRun, nb: Path, status: str, error: str, seconds: float):
+        from genai_playbook.report import chapter_html
+        there = nb.exists()
+        if there: chapter_html(nb, nb.with_suffix('.html'), error)
+        with self.lock:
+            c.status, c.error, c.seconds, c.notebook, c.html = status, error, round(seconds, 2), nb.name if there else '', nb.with_suffix('.html').name if there else ''
+            c.digest = _file(nb) if there else ''
+            self.state.save()
+
+    def stop(self):
+        self.stopped = True
+        end_kernels(self.live)
+
+
+def _full(folder: Path, e: OSError) -> PlaybookError:
+    return PlaybookError(f'Cannot write to {folder} ({e.strerror or type(e).__name__}): finished chapters are kept; mend that, then go on with --resume.')
+
+
+def _resumable(poc: str, base: Path) -> Run|None:
+    "The newest run, if it was cut off or a chapter of it broke"
+    newest = newest_run(poc, base)
+    return newest if newest and not newest.whole else None
 
 
 def run(
@@ -354,49 +471,46 @@ def run(
     effort: str = 'full',  # 'quick': small samples, a first answer
     params: Mapping[str, Mapping]|None = None,  # chapter: {parameter: value}
     out: str|Path = 'evidence',  # a local folder, or an address that papermill can write (s3://, gs://, abfs://)
-    jobs: int = 1,  # chapters side by side
+    jobs: int|None = None,  # chapters side by side; None: as many as there are cores
     timeout: float = 1800.,  # seconds for one chapter
-    resume: bool = False,  # go on with the newest run that did not end, keeping chapters that are still valid
+    resume: bool = False,  # go on with the newest run if it was cut off or a chapter broke, keeping chapters that are still valid
     progress: Progress|None = None,
     notebooks: Path|None = None,  # other chapters than the playbook's own
-) -> dict:  # the evidence, as evidence.json has it, with `folder`
+    cold: bool = False,  # start each kernel afresh instead of forking it
+    executor: str|Executor = 'threads',  # 'dask:ADDRESS', 'dask:local', or any executor whose workers see the same files under the same paths
+) -> RunResult:  # the evidence
     "Run the playbook on a POC and write its evidence; raises PlaybookError for what the user can mend"
     from genai_playbook.card import load_card
-    card, progress = load_card(poc), progress or Progress()
+    from genai_playbook.scaling import executor_for
+    card, progress, params = load_card(poc), progress or Progress(), params or {}
     chosen = list(chapters) if chapters is not None else None
     infos, effective = plan(card, chosen, params, effort, notebooks)
     remote = str(out) if '://' in str(out) else ''
     base = Path('evidence' if remote else out).resolve()
-    state = _begin(card, infos, effective, base, effort, params or {}, chosen, resume, notebooks)
-    folder = state.folder
+    with executor_for(executor, jobs) as (pool, jobs):
+        kernels = _ask_first(card, cold)
+        state = _begin(card, infos, effective, base, effort, params, chosen, _resumable(card.name, base) if resume else None, notebooks)
+        state.kernels = kernels
+        try:
+            with _held(state.folder): evidence = _carry_out(state, card, infos, effective, pool, jobs, timeout, progress)
+        except OSError as e: raise _full(state.folder, e) from None
+    if remote: evidence['folder'] = keep_remote(state.folder, f'{remote.rstrip("/")}/{card.name}/{state.folder.name}')
+    return evidence
+
+
+def _carry_out(state: Run, card, infos, effective, pool: Executor|None, jobs: int, timeout: float, progress: Progress) -> RunResult:
+    from genai_playbook.timing import usable_cpus
+    seconds = past_seconds(state.folder.parent.parent, state.poc, state.effort)
+    todo = {n: i for n, i in infos.items() if state.chapter(n).status == NOT_RUN}
+    state.threads = threads_each(infos, jobs, usable_cpus())
+    _tidy(state.folder)
     state.save()
+    progress.expect({n: seconds[n] for n in todo if n in seconds}, jobs)
     progress.start(state)
-    lock = threading.Lock()
-
-    def work(name: str):
-        c, info = state.chapter(name), infos[name]
-        progress.chapter(c)
-        kw = {**effective[name], **({'run_dir': str(folder)} if 'run_dir' in effective[name] else {})}
-        start, nb = time.monotonic(), folder/info.path.name
-        status, error = execute_chapter(info.path, nb, kw, timeout, lambda done, total: progress.cell(c, done, total))
-        gates = []
-        if status == DONE:
-            from genai_playbook.evidence import read_evidence
-            try: gates = read_evidence(nb).gates
-            except PlaybookError as e: status, error = BROKE, str(e)
-        with lock:
-            c.status, c.error, c.seconds, c.notebook = status, error, round(time.monotonic()-start, 2), nb.name if nb.exists() else ''
-            if c.notebook:
-                from genai_playbook.report import chapter_html
-                chapter_html(nb, nb.with_suffix('.html'), error)
-                c.html = nb.with_suffix('.html').name
-            state.save()
-        progress.end(c, gates)
-
-    _schedule({n: i for n, i in infos.items() if state.chapter(n).status == NOT_RUN}, work, jobs)
-    if (folder/'.partial').exists() and not any((folder/'.partial').iterdir()): (folder/'.partial').rmdir()
+    if state.kernels not in ('forked', 'cold: --cold'): progress.note(f'Kernels start afresh, some seconds each: {state.kernels.removeprefix("cold: ")}.')
+    work = _Work(state, infos, effective, timeout, progress, pool)
+    schedule(todo, work, jobs, seconds, work.stop)
+    shutil.rmtree(state.folder/'.partial', ignore_errors=True)
     state.finished = datetime.now(timezone.utc).isoformat(timespec='seconds')
     state.save()
-    evidence = finish(state, card)
-    if remote: evidence['folder'] = keep_remote(folder, f'{remote.rstrip("/")}/{card.name}/{folder.name}')
-    return evidence
+    return RunResult(finish(state, card))

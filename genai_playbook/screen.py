@@ -1,4 +1,9 @@
 "What a run shows on a terminal: live bars where there is one, a line per event where there is none"
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
@@ -7,19 +12,98 @@ from rich.table import Table
 from genai_playbook.faces import SYMBOLS
 from genai_playbook.runner import ChapterRun, Progress, Run
 
-__all__ = ['ScreenProgress', 'Asking', 'print_result', 'print_comparison', 'print_verification', 'STYLE', 'SYMBOL']
+__all__ = ['Estimated', 'ScreenProgress', 'JsonProgress', 'QuietProgress', 'Asking', 'print_result', 'print_matrix', 'print_comparison', 'print_verification', 'STYLE', 'SYMBOL']
 
 STYLE = {'PASS': 'green', 'FAIL': 'bold red', 'INSUFFICIENT': 'yellow', 'NOT TESTED': 'dim', 'GO': 'bold green', 'NO-GO': 'bold red', 'INSUFFICIENT EVIDENCE': 'bold yellow',
          'done': 'green', 'broke': 'bold red', 'timed out': 'bold red', 'exempt': 'dim', 'better': 'bold green', 'not worse': 'green', 'worse': 'bold red', 'cannot tell': 'yellow', 'no verdict': 'dim'}
 SYMBOL = {**SYMBOLS, 'done': '✓', 'broke': '✗', 'timed out': '✗', 'exempt': '–', 'better': '✓', 'not worse': '✓', 'worse': '✗', 'cannot tell': '?', 'no verdict': '·'}
 
 
-class ScreenProgress(Progress):
-    "Progress of a run on a rich console"
-    def __init__(self, console):
+def _clock(seconds: float) -> str: return f'{int(seconds)//60}:{int(seconds) % 60:02}'
+
+
+class Estimated(Progress):
+    "How long a run has taken, and how long it will, from what its chapters took in earlier runs"
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.began, self.expected, self.jobs, self.todo, self.running = clock, clock(), {}, 1, set(), {}
+
+    def expect(self, seconds: Mapping[str, float], jobs: int): self.expected, self.jobs = dict(seconds), jobs
+
+    def start(self, run: Run):
+        self.began, self.todo = self.clock(), {c.name for c in run.chapters if c.status == 'not run'}
+
+    def chapter(self, chapter: ChapterRun): self.running[chapter.name] = self.clock()
+    def end(self, chapter: ChapterRun, gates: list): self._over(chapter.name)
+
+    def _over(self, name: str):
+        self.running.pop(name, None)
+        self.todo.discard(name)
+
+    @property
+    def elapsed(self) -> float:
+        "Seconds since the run began"
+        return self.clock() - self.began
+
+    @property
+    def left(self) -> float|None:
+        "Seconds until it ends, roughly; None when some chapter was never timed"
+        if not self.todo <= set(self.expected): return None
+        rest = {n: max(0., self.expected[n] - (self.clock() - self.running[n] if n in self.running else 0)) for n in self.todo}
+        return max([sum(rest.values())/max(1, min(self.jobs, len(rest))), *rest.values()])
+
+    def times(self) -> str:
+        "Both, in a few characters"
+        return _clock(self.elapsed) + (f', about {_clock(self.left)} left' if self.todo and self.left is not None else '')
+
+
+class JsonProgress(Estimated):
+    "One JSON object a line and event, for programs"
+    def __init__(self, out=None, **kw):
+        super().__init__(**kw)
+        self.out = out or sys.stdout
+
+    def __enter__(self): return self
+    def __exit__(self, *exc): pass
+
+    def say(self, event: str, **what):
+        "One line"
+        print(json.dumps(dict(event=event, elapsed=round(self.elapsed, 2), left=self.left and round(self.left, 1), **what), ensure_ascii=False, default=str), file=self.out, flush=True)
+
+    def start(self, run: Run):
+        super().start(run)
+        self.say('start', poc=run.poc, folder=run.folder, effort=run.effort, chapters=sorted(self.todo))
+
+    def note(self, text: str): self.say('note', text=text)
+
+    def chapter(self, chapter: ChapterRun):
+        super().chapter(chapter)
+        self.say('chapter', chapter=chapter.name)
+
+    def cell(self, chapter: ChapterRun, done: int, total: int): self.say('cell', chapter=chapter.name, done=done, total=total)
+    def gate(self, chapter: ChapterRun, gate: dict): self.say('gate', chapter=chapter.name, **{k: gate[k] for k in ('code', 'verdict', 'value', 'low', 'high', 'n')})
+
+    def end(self, chapter: ChapterRun, gates: list):
+        super().end(chapter, gates)
+        self.say('end', chapter=chapter.name, status=chapter.status, seconds=chapter.seconds, error=chapter.error)
+
+
+class QuietProgress(Progress):
+    "Nothing but what went wrong"
+    def __init__(self, console): self.console = console
+    def __enter__(self): return self
+    def __exit__(self, *exc): pass
+    def note(self, text: str): self.console.print(escape(text))
+    def end(self, chapter: ChapterRun, gates: list): chapter.error and self.console.print(f'{chapter.name} {chapter.status}: {escape(chapter.error)}')
+
+
+class ScreenProgress(Estimated):
+    "Live bars on a terminal, a line for each event in a log"
+    def __init__(self, console, **kw):
+        super().__init__(**kw)
         self.console, self.tasks = console, {}
-        self.bars = Bars(SpinnerColumn(), TextColumn('{task.description}'), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn('{task.fields[said]}'),
+        self.bars = Bars(SpinnerColumn(), TextColumn('{task.description}'), BarColumn(24), MofNCompleteColumn(), TextColumn('cells'), TimeElapsedColumn(), TextColumn('{task.fields[said]}'),
                          console=console, disable=not console.is_terminal)
+        self.whole = self.bars.add_task('', total=None, visible=False, said='')
 
     def __enter__(self):
         self.bars.start()
@@ -27,21 +111,41 @@ class ScreenProgress(Progress):
 
     def __exit__(self, *exc): self.bars.stop()
 
+    def _line(self, text: str): self.console.print(text if self.console.is_terminal else f'[dim]{_clock(self.elapsed):>6}[/]  {text}')
+
     def start(self, run: Run):
-        n = sum(c.status == 'not run' for c in run.chapters)
-        self.console.print(f'[bold]{escape(run.poc)}[/]: {n} chapter{"s"*(n != 1)} to run, effort {run.effort}, evidence in {escape(str(run.folder))}')
+        super().start(run)
+        n, kept = len(self.todo), [c.name for c in run.chapters if c.status == 'done']
+        said = '' if self.left is None else f', about {_clock(self.left)} by earlier runs'
+        self.console.print(f'[bold]{escape(run.poc)}[/]: {n} chapter{"s"*(n != 1)} to run{said}, effort {run.effort}, evidence in {escape(str(run.folder))}')
+        if kept: self._line(f'kept from before: {", ".join(kept)}')
+        self._overall()
+
+    def _overall(self): self.bars.update(self.whole, description=f'[dim]{"run":<12}[/]', visible=True, said=f'[dim]{len(self.todo)} chapters to go, {self.times()}[/]')
+
+    def note(self, text: str): self._line(f'[yellow]{escape(text)}[/]')
 
     def chapter(self, chapter: ChapterRun):
+        super().chapter(chapter)
         self.tasks[chapter.name] = self.bars.add_task(f'{chapter.name:<12}', total=None, said='')
-        if not self.console.is_terminal: self.console.print(f'{chapter.name}: started')
+        if not self.console.is_terminal: self._line(f'{chapter.name}: started' + (f', about {self.expected[chapter.name]:.0f} s' if chapter.name in self.expected else ''))
 
-    def cell(self, chapter: ChapterRun, done: int, total: int): self.bars.update(self.tasks[chapter.name], completed=done, total=total)
+    def cell(self, chapter: ChapterRun, done: int, total: int):
+        self.bars.update(self.tasks[chapter.name], completed=done, total=total)
+        self._overall()
+
+    def gate(self, chapter: ChapterRun, gate: dict):
+        mark, task = f'[{STYLE[gate["verdict"]]}]{SYMBOL[gate["verdict"]]} {gate["code"]}[/]', self.tasks[chapter.name]
+        if self.console.is_terminal: self.bars.update(task, said=f'{self.bars.tasks[task].fields["said"]} {mark}')
+        else: self._line(f'{chapter.name}: {mark} {gate["verdict"]}')
 
     def end(self, chapter: ChapterRun, gates: list):
+        super().end(chapter, gates)
         said = ' '.join(f'[{STYLE[g.verdict]}]{SYMBOL[g.verdict]} {g.code}[/]' for g in gates)
         if chapter.error: said += f' [red]{escape(chapter.error)}[/]'
         self.bars.update(self.tasks[chapter.name], total=1, completed=1, visible=False)
-        self.console.print(f'[{STYLE[chapter.status]}]{SYMBOL[chapter.status]} {chapter.name:<12}[/] {chapter.status:<9} {chapter.seconds:6.1f} s  {said}')
+        self._line(f'[{STYLE[chapter.status]}]{SYMBOL[chapter.status]} {chapter.name:<12}[/] {chapter.status:<9} {chapter.seconds:6.1f} s  {said}')
+        self._overall()
 
 
 def _value(g: dict) -> str:
@@ -68,6 +172,22 @@ def print_result(
     if d['next_steps']: console.print('\nNext:')
     for i, s in enumerate(d['next_steps'], 1): console.print(f'  {i}. [bold]{escape(s["code"])}[/] {escape(s["step"])}')
     console.print(f'\nReport: {escape(evidence["folder"])}/index.html')
+
+
+def print_matrix(
+    results: dict[tuple[str, str], dict],  # what `scaling.run_matrix` returns
+    console,
+) -> int:  # exit code: the worst of all, 1 before 4 before 3 before 0
+    "One line for each POC and model"
+    t = Table(box=None, pad_edge=False, header_style='dim')
+    for name in ('decision', 'POC', 'model of', 'failed', 'report'): t.add_column(name, overflow='fold')
+    for (poc, model), ev in results.items():
+        d, failed = ev['decision'], [g['code'] for g in ev['gates'] if g['hard'] and g['verdict'] == 'FAIL']
+        t.add_row(f'[{STYLE[d["verdict"]]}]{SYMBOL[d["verdict"]] if d["verdict"] in SYMBOL else ""} {d["verdict"]}[/]', escape(poc), escape(model), ', '.join(failed), escape(f'{ev["folder"]}/index.html'))
+    console.print()
+    console.print(t)
+    codes = {ev['decision']['exit_code'] for ev in results.values()}
+    return next(c for c in (1, 4, 3, 0) if c in codes)
 
 
 class Asking:

@@ -90,6 +90,7 @@ def _open(folder: Path):
     shape = dict(decision=dict, records=dict, digests=dict, poc=dict, gates=list, chapters=list)
     whole = all(isinstance(ev.get(k), t) for k, t in shape.items()) and all(isinstance(x, dict) for x in [*ev['gates'], *ev['chapters']])
     if not whole or not all(isinstance(m.get(k), dict) for k in ('files', 'environment', 'notebooks')): raise PlaybookError(f'{folder} was made by another version: verify it with the genai_playbook that made it.')
+    ev['gates'] = [{k: v for k, v in g.items() if k != 'holm'} for g in ev['gates']]  # follows from the gates, and is added when evidence.json is written
     return run, ev, m
 
 
@@ -125,7 +126,7 @@ def _recorded(run) -> tuple[dict, dict]:  # gates as dicts by code, records by n
 def _check_numbers(run, ev: Mapping) -> list[Check]:
     "evidence.json says what the notebooks say, and nothing else"
     from genai_playbook.evidence import NOT_TESTED
-    from genai_playbook.report import json_text
+    from genai_playbook.report import write_evidence
     try: gates, records = _recorded(run)
     except PlaybookError as e: return [Check('numbers', False, str(e).rstrip('.'))]
     shown = {g.get('code'): g for g in ev['gates']}
@@ -133,7 +134,9 @@ def _check_numbers(run, ev: Mapping) -> list[Check]:
     if len(shown) != len(ev['gates']): bad.append('a gate twice')
     names = sorted(n for n in {*records, *ev['records']} if records.get(n) != ev['records'].get(n))
     bad += [f'record {n}' for n in names]
-    if not bad and (run.folder/'evidence.json').read_text(encoding='utf-8') != json_text(ev): bad = ['evidence.json as a whole']
+    if not bad:
+        with tempfile.TemporaryDirectory() as tmp: again = write_evidence(ev, Path(tmp)/'evidence.json').read_bytes()
+        if (run.folder/'evidence.json').read_bytes() != again: bad = ['evidence.json as a whole']
     return [Check('numbers', not bad, f'evidence.json and the notebooks differ in {", ".join(bad)}' if bad else f'{len(gates)} gates and {len(records)} records are the same in notebooks and evidence.json')]
 
 

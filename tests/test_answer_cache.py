@@ -1,10 +1,12 @@
 "The cache is a convenience: its troubles must never become the user's, and it must never answer for another model"
+import contextlib
 import json
 import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import pytest
@@ -117,6 +119,16 @@ def test_many_writers_and_no_lock(own_cache):
     for t in threads: t.start()
     for t in threads: t.join()
     assert len(Store(own_cache/'a.sqlite').get([f'{i}' for i in range(40)]+[f'{n}-{i}' for n in range(4) for i in range(40)]))==200
+
+
+def test_a_writer_that_is_in_the_way_is_waited_for(own_cache, monkeypatch): # SQLite itself refuses the switch to WAL at once
+    own_cache.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(own_cache/'a.sqlite', isolation_level=None)) as first:
+        first.execute('BEGIN IMMEDIATE')
+        monkeypatch.setattr(time, 'sleep', lambda s: first.in_transaction and first.execute('ROLLBACK'))
+        store = Store(own_cache/'a.sqlite')
+        store.put({'a': '1'})
+    assert store.usable and store.get(['a'])=={'a': '1'}
 
 
 @pytest.mark.parametrize('damage', [lambda b: b'this is no database at all'*100, lambda b: b[:100]+os.urandom(len(b)-100)])

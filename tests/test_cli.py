@@ -108,6 +108,18 @@ def test_an_interrupt_is_130(capsys, monkeypatch):
     assert code == 130 and '--resume' in err
 
 
+def test_being_terminated_is_an_interrupt_too(capsys, monkeypatch):
+    import os, signal, time
+    before = signal.getsignal(signal.SIGTERM)
+    def end():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    monkeypatch.setattr(cli, 'app', end)
+    try: code, _, err = call(capsys=capsys, monkeypatch=monkeypatch)
+    finally: signal.signal(signal.SIGTERM, before)
+    assert code == 130 and '--resume' in err
+
+
 HEAVY = ('torch', 'transformers', 'pandas', 'numpy', 'matplotlib', 'papermill', 'nbconvert', 'evaluate', 'fairlearn', 'scipy', 'sklearn', 'aiohttp', 'ipywidgets', 'IPython')
 
 
@@ -148,3 +160,21 @@ def test_a_run_by_command_line_ends_in_what_the_rules_say(card, tmp_path, capsys
     assert Path(folder/'index.html').stat().st_size > 2000
     code, out, err = call('run', card(rows=rows.replace('no', 'hello')), '--chapters', 'success', '--accept-partial', capsys=capsys, monkeypatch=monkeypatch)
     assert code == 0, out+err
+
+
+def test_programs_read_json_and_the_hurried_one_line(card, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call('run', card(), '--chapters', 'decision', '--json', capsys=capsys, monkeypatch=monkeypatch)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == 3 and events[0]['event'] == 'start' and events[-1]['event'] == 'decision' and events[-1]['exit_code'] == 3, err
+    code, out, err = call('run', card(), '--chapters', 'decision', '--quiet', capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 3 and len(out.splitlines()) == 2 and 'index.html' in out, err
+    refused('run', card(), '--json', '--quiet', capsys=capsys, monkeypatch=monkeypatch, says='exclude each other')
+    refused('run', card(), '--executor', 'dusk', capsys=capsys, monkeypatch=monkeypatch, says='dask:ADDRESS')
+
+
+def test_a_file_of_prompts_is_answered(card, tmp_path, capsys, monkeypatch):
+    poc = card()
+    code, out, err = call('answer', poc, tmp_path/'rows.csv', tmp_path/'parts', '--chunk', '1', capsys=capsys, monkeypatch=monkeypatch)
+    assert code == 0 and '2 rows' in out and len(list((tmp_path/'parts').iterdir())) == 2, err
+    refused('answer', poc, tmp_path/'poc.yaml', tmp_path/'parts', capsys=capsys, monkeypatch=monkeypatch, says='.parquet')

@@ -192,6 +192,34 @@ def test_any_order_of_rows_gives_the_same():
     one, two = side('a', a, **extra), side('b', b, **(extra | {'score.token_f1': rng.random(200)}))
     mixed = replace(two, cases=two.cases.sample(frac=1, random_state=1))
     assert compare_sides(one, two)['comparisons'] == compare_sides(one, mixed)['comparisons']
+    for k in range(3):  # both in another order, a case missing from each
+        a_, b_ = (replace(x, cases=x.cases.drop(index=[j]).sample(frac=1, random_state=k + 10*j)) for j, x in enumerate((one, two)))
+        again, before = (compare_sides(*pair) for pair in ((a_, b_), (replace(one, cases=one.cases.drop(index=[0])), replace(two, cases=two.cases.drop(index=[1])))))
+        for key in ('comparisons', 'counts', 'verdict', 'headline'): assert again[key] == before[key], key
+
+
+COIN = "import itertools\nn = itertools.count()\ndef answer(prompt): return 'heads' if next(n)//40 % 2 else 'tails'\n"
+
+
+def test_pass_at_k_and_choices_are_compared_from_runs(tmp_path, own_cache, tiny_model):
+    from genai_playbook.asking import ask_repeatedly, metric_inputs, tries_needed
+    (tmp_path/'coin_of_compare.py').write_text(COIN)
+    (tmp_path/'rows.csv').write_text('id,prompt,reference,options\n' + ''.join(f'{i},say {i},heads,heads|tails\n' for i in range(40)))
+    def asked(model, success):
+        (tmp_path/'poc.yaml').write_text(f'poc: coin\noutcome: {{promise: half}}\nmodel: {model}\ndata: {{evaluation: rows.csv, columns: {{choices: options}}}}\nsuccess: {{{success}}}\n')
+        card = load_card(tmp_path/'poc.yaml')
+        rows = card.evaluation()
+        tries, _ = ask_repeatedly(card, card.prompts(rows), tries_needed(card, card.section('success')))
+        kept = unpacked(case_record(card, rows, tries[0], metric_inputs(card, rows, tries))['csv'])
+        return kept, unpacked(case_record(card, rows, tries[0])['csv'])
+    coin = '{kind: python, target: "coin_of_compare:answer", concurrency: 1}'
+    kept, bare = asked(coin, 'metric: {name: pass_at_k, k: 2, of: exact_match}, also: [exact_match]')
+    assert (kept['score.solved'] == 1).all() and (kept.filter(like='score.pass_at_k').iloc[:, 0] == 1).all() and (kept['score.exact_match'] == 0).all() and bare['score.solved'].isna().all()
+    with pytest.raises(PlaybookError, match='asks each prompt once'): sides_of_cards(tmp_path, tmp_path)
+    kept, bare = asked(f'{{kind: transformers, path: {json.dumps(str(tiny_model))}, max_new_tokens: 2}}', 'metric: choice, also: [exact_match]')
+    assert kept['score.solved'].isin([0, 1]).all() and bare['score.solved'].isna().all()
+    one, other = sides_of_cards(tmp_path, tmp_path)
+    assert one.cases['score.solved'].tolist() == other.cases['score.solved'].tolist() == kept['score.solved'].tolist()
 
 
 def test_missing_scores_are_bounded_not_dropped():

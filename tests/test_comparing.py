@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from genai_playbook.cells import METRICS, gap, group_metrics
-from genai_playbook.comparing import (CANNOT_TELL, benjamini_hochberg, cohens_d, cohens_h, equivalent, holm, mcnemar, n_equivalent, n_not_worse,
+from genai_playbook.comparing import (CANNOT_TELL, benjamini_hochberg, cohens_d, cohens_h, equivalent, holm, mcnemar, n_equivalent, n_not_worse, p_from_bound,
                                       newcombe, verdict)
 from genai_playbook.errors import PlaybookError
 from genai_playbook.estimating import Judge, calibrate, estimate, judge_corrected, noise
@@ -170,6 +170,24 @@ def test_noise_edges_and_recovery():
     assert between == pytest.approx(4, rel=.1) and within == pytest.approx(1, rel=.1)
 
 
+@pytest.mark.parametrize('n', [30, 100, 500, 3000])
+def test_p_read_off_an_exact_bound_is_not_too_small(n):
+    from scipy.stats import binom
+    for k in range(n//2, n + 1, max(1, n//40)):
+        low, level = clopper_pearson(k, n, .9)[0], .05
+        for t in np.linspace(.05, low, 9):
+            exact = binom.sf(k - 1, n, t)
+            assert p_from_bound(k/n, low, t, share=True) >= exact*.999 or exact > level or exact < 1e-300
+        assert p_from_bound(k/n, low, low, share=True) == pytest.approx(level)
+
+
+def test_p_from_a_bound_at_the_edges():
+    assert p_from_bound(.9, .8, .95) == 1 and p_from_bound(.9, .8, .9) == 1 and p_from_bound(.9, .9, .5) == 0 and p_from_bound(.9, .9, .9) == 1
+    assert p_from_bound(.1, .2, .3, share=True) < .05 < p_from_bound(.1, .2, .15, share=True)  # from above
+    assert p_from_bound(1., .95, 0., share=True) == 0 and p_from_bound(0., .05, 1., share=True) == 0
+    assert p_from_bound(.5, .4, .4, level=.975) == pytest.approx(.025) and 0 < p_from_bound(1e6, 0., -1e6) < .001
+
+
 # cells
 
 def test_metrics_equal_fairlearn_and_sklearn():
@@ -203,6 +221,34 @@ def test_equal_groups_are_seldom_accused():
         d = rng.random(800) < .9
         accused += gap(group_metrics(d, d, np.arange(800) % 4, ['selection_rate'], replicates=500, seed=i), 'selection_rate').low > 0
     assert accused/300 <= .05 + 2*math.sqrt(.05*.95/300)
+
+
+def test_gaps_of_clustered_rows():
+    y, d, g, c = rng.integers(0, 2, 900), rng.integers(0, 2, 900), rng.choice(['x', 'y', 'z'], 900), rng.integers(0, 300, 900)
+    order = rng.permutation(900)
+    a, b = group_metrics(y, d, g, list(METRICS), clusters=c), group_metrics(y[order], d[order], pd.Series(g)[order], list(METRICS), clusters=[f'customer {i}' for i in c[order]])
+    assert all(same(gap(a, m, ratio=r), gap(b, m, ratio=r)) for m in METRICS for r in (False, True))
+    alone, apart = (group_metrics(d, d, g, ['selection_rate'], clusters=k) for k in (np.arange(900), None))
+    e, f = gap(alone, 'selection_rate'), gap(apart, 'selection_rate')
+    assert e.clusters == 900 and f.clusters is None and e.value == f.value
+    assert e.low == pytest.approx(f.low, abs=.01) and e.high == pytest.approx(f.high, abs=.01)
+    few = gap(group_metrics(d, d, g, ['selection_rate'], clusters=c % 20), 'selection_rate')
+    assert not few.enough and 'clusters' in few.note and (few.low, few.high) == (0, 1)
+    whole = gap(group_metrics([1]*200, [1]*200, list('ab')*100, ['selection_rate'], clusters=np.arange(200)//4*2 + np.arange(200) % 2), 'selection_rate')
+    assert whole.enough and whole.value == whole.low == 0 and whole.high > .05  # fifty clusters in each group, not a hundred rows
+    none = group_metrics([], [], [], clusters=[])
+    assert not gap(none, 'selection_rate').enough
+    with pytest.raises(PlaybookError, match='cluster labels'): group_metrics(d, d, g, clusters=c[:5])
+
+
+def test_equal_groups_in_clusters_are_seldom_accused():
+    found = []
+    for i in range(300):
+        c = np.repeat(np.arange(200), 4)
+        d = np.where((rng.random(200) < .7)[c], (rng.random(200) < .8)[c], rng.random(800) < .8)  # most clusters are right or wrong as a whole
+        found.append([gap(group_metrics(d, d, c % 4, ['selection_rate'], replicates=500, seed=i, clusters=k), 'selection_rate').low > 0 for k in (c, None)])
+    robust, naive = np.mean(found, axis=0)
+    assert robust <= .05 + 2*math.sqrt(.05*.95/300) and naive > .2
 
 
 # sequential

@@ -146,15 +146,15 @@ def url():
     thread.join(5)
 
 
-def ask(url, name, n=2, timeout=.6, **more):
-    target = Target('endpoint', 'm', url, 'm', first_token_timeout=.3)
+def ask(url, name, n=2, timeout=.6, first=.3, **more):
+    target = Target('endpoint', 'm', url, 'm', first_token_timeout=first)
     return run_load(target, [name], Closed(1, requests=n, spread=.001), processes=0, timeout=timeout, **more)
 
 
 @pytest.mark.parametrize('name', GOOD)
 def test_answers(url, name):
     _, tokens, remark = GOOD[name]
-    rec = ask(url, name, timeout=5)
+    rec = ask(url, name, timeout=30, first=20)
     d = rec.requests()
     assert d['error'].tolist() == ['', ''], rec.faults()
     assert d['tokens'].tolist() == [tokens]*2

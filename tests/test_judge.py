@@ -413,3 +413,16 @@ def test_evidence_goes_stale_with_the_judge(poc):
     (card.folder/'rules.py').write_text(RULES+'# stricter\n', encoding='utf-8')
     second = load_card(card.path).digests()
     assert {k for k in first if first[k] != second[k]} == {'judge'}
+
+
+def test_a_corrected_rate_is_the_same_in_any_order_of_rows_and_names_of_clusters():
+    r = np.random.default_rng(8)
+    human, label = r.integers(0, 2, 200).astype(float), r.integers(0, 70, 200)
+    judged = np.where(r.random(200) < .9, human, 1 - human)
+    judged[r.random(200) < .03] = np.nan
+    human[r.random(200) < .1] = np.nan
+    said, talks = np.where(r.random(300) < .05, np.nan, r.random(300) < .8), r.integers(0, 120, 300)
+    def rate(a, b, name=lambda c: c): return corrected_rate(said[b], calibration(human[a], judged[a], [name(c) for c in label[a]]), [name(c) for c in talks[b]])
+    one = rate(np.arange(200), np.arange(300))
+    assert one.low < one.value < one.high and one.unscored
+    for k in range(4): assert rate(r.permutation(200), r.permutation(300), (lambda c: c, lambda c: f'talk {c}', lambda c: -c, float)[k]) == one

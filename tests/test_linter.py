@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from genai_playbook.card import load_card, parse_card
 from genai_playbook.chapters import chapter_gates, find_chapters
 from genai_playbook.evidence import GateSpec
-from genai_playbook.linter import Finding, best_case, better, lint, lint_columns, lint_direction, lint_n, lint_p_value, lint_slices, lint_threshold, range_of, words
+from genai_playbook.linter import Finding, Planned, best_case, better, lint, lint_columns, lint_direction, lint_n, lint_p_value, lint_slices, lint_threshold, planned, range_of, words
 
 
 class Success(BaseModel):
@@ -131,6 +131,16 @@ def test_clusters_count_not_rows(card):
     assert run(card(data | dict(cluster=[i//2 for i in range(120)]), RIGHT), RIGHT) == []
 
 
+@pytest.mark.parametrize('size, rows_, clusters', [(1, 554, 59), (2, 610, 59), (10, 1053, 59), (120, 7147, 59)])
+def test_a_plan_counts_clusters_too(size, rows_, clusters):
+    gate = spec('accuracy', .95, plan=lambda t: 554)
+    data = pd.DataFrame(dict(prompt=['?']*120, cluster=[i//size for i in range(120)]))
+    assert planned(gate, .95, data) == Planned(rows_, clusters) and planned(gate, .95, data, rho=0).rows == 554
+    assert planned(gate, .95, data.drop(columns='cluster')) == planned(spec('latency', 2000, '<=', code='LAT01', plan=lambda t: 554), 2000, data) == Planned(554)
+    assert planned(spec('accuracy', .95), .95, data) == Planned(None) and planned(gate, .95, data[:0]) == Planned(554)
+    assert planned(spec('leaks', .01, '<=', plan=lambda t: 554), .01, data).clusters == 299 and planned(spec('kappa', .7, unit='ratio', range=(-1, 1), plan=lambda t: 554), .7, data).clusters is None
+
+
 def test_rows_without_a_reference_cannot_help(card):
     data = rows(60)
     data['reference'][:1] = [None]
@@ -183,6 +193,18 @@ def test_check_prints_findings_and_still_ends_in_0(tmp_path, capsys, monkeypatch
     assert check.findings[0].code == 'SUC01' and print_check(check, _console()) == 0
     out = capsys.readouterr().out
     assert 'error     SUC01: `share solved` ≥ 0.95 cannot pass: 9 rows' in out and 'warning   data: slice `region`' in out
+
+
+def test_check_shows_rows_and_clusters(tmp_path, capsys):
+    from genai_playbook.checking import check_poc, print_check
+    from genai_playbook.cli import _console
+    (tmp_path/'log.csv').write_text('id,prompt,reference,answer,talk\n' + ''.join(f'{i},Where is {i}?,Here {i}.,Here {i}.,{i//20}\n' for i in range(1000)))
+    (tmp_path/'poc.yaml').write_text('poc: mine\noutcome: {promise: answers}\nmodel: {kind: recorded, path: log.csv}\ndata: {evaluation: log.csv, columns: {cluster: talk}}\nsuccess: {target: 0.95}\n')
+    check = check_poc(str(tmp_path/'poc.yaml'))
+    need = next(g for g in check.gates if g.code == 'SUC01')
+    assert (need.have, need.planned_clusters, need.have_clusters, need.enough) == (1000, 59, 50, False) and need.planned > 1000
+    assert any(w.startswith(f'SUC01 plans {need.planned:,} rows, the data has 1,000 and 59 clusters, the data has 50') for w in check.warnings)
+    assert print_check(check, _console()) == 0 and 'clusters planned' in capsys.readouterr().out
 
 
 def test_a_million_rows(card):

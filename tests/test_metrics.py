@@ -24,7 +24,8 @@ from genai_playbook.metrics_model import choice, corpus_perplexity, perplexity
 from genai_playbook.metrics_repeats import over_tries, pass_at_k, pass_hat_k
 from genai_playbook.metrics_structured import as_decimal, json_valid, numeric_match, quantities, refusal, regex_match
 from genai_playbook.metrics_text import common_subsequence, rouge_l
-from genai_playbook.success import Section, metric_table, solved
+from genai_playbook.asking import solved
+from genai_playbook.success import Section, metric_table
 
 Found = namedtuple('Found', 'total tokens')
 TEXT = ['exact_match', 'normalised_match', 'token_f1', 'rouge_l', 'bleu', 'chrf', 'numeric_match', 'refusal', 'words', 'characters']

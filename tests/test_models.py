@@ -89,6 +89,13 @@ def test_two_cards_with_a_module_of_one_name(tmp_path):
     assert [m.answer(['?'])[0].text for m in (a, b)]==['a', 'b'] and a.digest!=b.digest
 
 
+def test_a_missing_module_is_missing_though_another_card_has_it(tmp_path):
+    for name in 'ab': (tmp_path/name).mkdir()
+    write(tmp_path/'a', 'only_in_a.py', 'def answer(p): return "a"')
+    assert resolve('only_in_a:answer', tmp_path/'a')('?')=='a'
+    with pytest.raises(PlaybookError, match='there is no module `only_in_a` in b/'): resolve('only_in_a:answer', tmp_path/'b')
+
+
 def test_an_installed_function(): assert PythonModel('textwrap:dedent').answer(['  hello'])[0].text=='hello'
 
 

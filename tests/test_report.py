@@ -784,3 +784,33 @@ def test_words_stand_left_and_numbers_right():
     soup = clean(pd.DataFrame(dict(said=['no', '5'], n=[1, 2], p=['', '5 %'])).to_html())
     assert soup.count('class="text"') == 3 and '<td>1</td>' in soup and '<th class="text">said</th>' in soup
     assert clean('<table class="dataframe"><tr><td>a</td></tr><tr></tr><tr><td>a</td><td>b</td></tr></table>').count('text') == 0
+
+
+# --- advisory gates, corrected for their number ---------------------------------------------------------
+
+def test_advisory_gates_carry_a_corrected_p(tmp_path):
+    gates = [make_gate(), make_gate('SUC02', hard=False, low=.88), make_gate('SUC03', 'FAIL', hard=False, value=.5, low=.4, high=.6), make_gate('SUC04', 'INSUFFICIENT', hard=False, low=.8, value=.84, high=.88),
+             make_gate('SUC05', 'NOT TESTED', hard=False, value=NAN, low=NAN, high=NAN, n=0), make_gate('SUC06', hard=False, value=.9, low=.9, high=.9, method='exact')]
+    evidence = make_evidence(gates)
+    stored = json.loads(write_evidence(evidence, tmp_path/'evidence.json').read_text())
+    jsonschema.validate(stored, SCHEMA)
+    holm = {g['code']: g['holm'] for g in stored['gates']}
+    assert [k for k, p in holm.items() if p is None] == ['SUC01', 'SUC04', 'SUC05'] and holm['SUC06'] == 0
+    assert 1e-4 < holm['SUC02'] < .05 and holm['SUC03'] < 1e-6 and 'holm' not in evidence['gates'][1]
+    text = summary_md(evidence)
+    assert text.count('among 5 advisory gates') == 2 and 'holds among 5' in text
+
+
+def test_a_verdict_that_chance_explains_is_said_to_be_one(tmp_path):
+    gates = [make_gate(f'SUC{i:02}', hard=False, low=.851) for i in range(1, 21)]
+    page = index_html(make_evidence(gates), tmp_path)
+    assert page.count('may be chance among 20 advisory gates') == 20 and 'may be chance' not in index_html(make_evidence(gates[:1]), tmp_path)
+    assert all(g['holm'] == pytest.approx(.96, abs=.1) for g in json.loads(write_evidence(make_evidence(gates), tmp_path/'e.json').read_text())['gates'])
+
+
+@pytest.mark.parametrize('direction, verdict, value, low, high, threshold, sure', [('<=', 'PASS', .01, .005, .02, .1, True), ('<=', 'FAIL', .3, .25, .36, .1, True), ('<=', 'PASS', .01, 0, .0499, .05, False),
+                                                                                  ('>=', 'PASS', 1200., 1000., 1500., 400., True), ('>=', 'FAIL', -3., -4., -2., 5., True), ('<=', 'PASS', 0, 0, .01, .5, True)])
+def test_p_is_that_of_the_side_that_decided(tmp_path, direction, verdict, value, low, high, threshold, sure):
+    g = make_gate('BIA03', verdict, hard=False, direction=direction, value=value, low=low, high=high, threshold=threshold)
+    p = json.loads(write_evidence(make_evidence([g]), tmp_path/'e.json').read_text())['gates'][0]['holm']
+    assert (p < 1e-3) == sure and p <= .05

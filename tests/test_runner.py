@@ -13,7 +13,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from genai_playbook.chapters import find_chapters
 from genai_playbook.errors import PlaybookError
-from genai_playbook.runner import (Progress, effective_parameters, execute_chapter, gather, load_run, newest_run, notebook_parameters, plan, run, _schedule)
+from genai_playbook.runner import (Progress, effective_parameters, execute_chapter, gather, load_run, newest_run, notebook_parameters, plan, run)
+from genai_playbook.scheduling import schedule
 
 PARAMS = 'poc: str = "demo"  # the card\neffort: str = "quick"  # how much\nrate: float = .5  # a share\nn: int = 3  # rows'
 GATE = '''from genai_playbook.evidence import GateSpec, gate
@@ -121,7 +122,7 @@ def test_chapters_wait_for_what_they_need_and_those_that_measure_time_run_alone(
         with lock:
             running.discard(name)
             order.append(name)
-    _schedule(infos, work, 3)
+    schedule(infos, work, 3)
     assert order[-1] == 'last' and order.index('a') < order.index('b')
     assert all(o == {'timed'} for o in overlaps if 'timed' in o)
     assert any(len(o) > 1 for o in overlaps)
@@ -130,7 +131,71 @@ def test_chapters_wait_for_what_they_need_and_those_that_measure_time_run_alone(
 def test_chapters_that_need_each_other_are_named():
     from genai_playbook.chapters import ChapterInfo
     infos = {n: ChapterInfo(n, '', n, '', Path(n), needs=(o,)) for n, o in (('a', 'b'), ('b', 'a'))}
-    with pytest.raises(PlaybookError, match='need each other'): _schedule(infos, lambda n: None, 1)
+    with pytest.raises(PlaybookError, match='need each other'): schedule(infos, lambda n: None, 1)
+
+
+def infos(**kw):
+    from genai_playbook.chapters import ChapterInfo
+    return {n: ChapterInfo(n, '', n, '', Path(n), **c) for n, c in kw.items()}
+
+
+def test_the_longest_chain_starts_first_and_what_measures_time_while_nothing_else_runs():
+    c = infos(short=dict(), long=dict(), head=dict(), tail=dict(needs=('head',)), timed=dict(exclusive=True), last=dict(needs=('all',)))
+    order = []
+    schedule(c, order.append, 1, dict(short=1, long=5, head=2, tail=9, timed=3, last=1))
+    assert order == ['timed', 'head', 'tail', 'long', 'short', 'last']
+
+
+def test_threads_are_divided_among_those_that_run_side_by_side():
+    from genai_playbook.scheduling import threads_each
+    c = infos(a=dict(), b=dict(), c=dict(), timed=dict(exclusive=True), last=dict(needs=('all',)))
+    assert threads_each(c, 2, 8) == dict(a=4, b=4, c=4, timed=8, last=8)
+    assert threads_each(c, 16, 8) == dict(a=2, b=2, c=2, timed=8, last=8)
+    assert set(threads_each(c, 16, 1).values()) == {1}
+
+
+def test_earlier_runs_tell_how_long_chapters_take(tmp_path):
+    from genai_playbook.scheduling import past_seconds
+    def state(name, effort='full', **seconds):
+        (tmp_path/'mine'/name).mkdir(parents=True)
+        (tmp_path/'mine'/name/'state.json').write_text(json.dumps(dict(effort=effort, chapters=[dict(name=n, seconds=s, status='done' if s else 'broke') for n, s in seconds.items()])))
+    state('1', a=5, b=7)
+    state('2', a=6, b=0)
+    state('3', 'quick', a=1)
+    (tmp_path/'mine/4').mkdir()
+    (tmp_path/'mine/4/state.json').write_text('{"effort"')
+    assert past_seconds(tmp_path, 'mine', 'full') == dict(a=6, b=7) and past_seconds(tmp_path, 'other', 'full') == {}
+
+
+def test_what_work_raises_ends_the_schedule_when_the_others_were_stopped():
+    import threading
+    go, stopped = threading.Event(), []
+    def work(n):
+        if n == 'a': raise ValueError('a')
+        go.wait(20)
+    with pytest.raises(ValueError): schedule(infos(a=dict(), b=dict()), work, 2, {}, lambda: (stopped.append(1), go.set()))
+    assert stopped
+
+
+def test_a_busy_machine_is_said_before_a_chapter_measures_time(folder, tmp_path, monkeypatch):
+    import genai_playbook.runner as runner
+    said = []
+    class Seen(Progress):
+        def note(self, text): said.append(text)
+    monkeypatch.setattr(runner, '_busy', lambda: .8)
+    nbs = folder(**{'01_timed': notebook(chapter='timed', exclusive=True), '02_other': notebook(chapter='other')})
+    run('demo', out=tmp_path/'evidence', notebooks=nbs, effort='quick', progress=Seen())
+    assert len(said) == 1 and '80%' in said[0] and 'timed' in said[0]
+
+
+def test_a_run_is_an_object(folder, tmp_path):
+    import pandas as pd
+    nbs = folder(**{'01_good': notebook(GATE.format(code='SUC91', value=1.), chapter='good')})
+    ev = run('demo', out=tmp_path/'evidence', notebooks=nbs, effort='quick')
+    assert ev.decision.verdict == ev['decision']['verdict'] and ev.folder == Path(ev['folder'])
+    assert isinstance(ev.gates, pd.DataFrame) and ev.gates.loc['SUC91', 'verdict'] == 'PASS' and ev.chapters.loc['good', 'status'] == 'done'
+    assert ev['environment']['kernels'] == 'forked' and ev['environment']['threads']['good'] >= 1
+    assert 'partial' not in repr(ev) and 'text/html' in ev._repr_mimebundle_()
 
 
 def test_a_run_goes_on_after_a_broken_chapter_and_leaves_a_whole_folder(folder, tmp_path):
@@ -140,7 +205,7 @@ def test_a_run_goes_on_after_a_broken_chapter_and_leaves_a_whole_folder(folder, 
 
     class Seen(Progress):
         def end(self, chapter, gates): events.append((chapter.name, chapter.status, [g.code for g in gates]))
-    ev = run('demo', out=tmp_path/'evidence', notebooks=nbs, progress=Seen(), effort='quick')
+    ev = run('demo', out=tmp_path/'evidence', notebooks=nbs, progress=Seen(), effort='quick', jobs=1)
     assert events == [('good', 'done', ['SUC91']), ('bad', 'broke', []), ('ugly', 'done', ['BIA91'])]
     assert ev['decision']['verdict'] == 'NO-GO' and ev['decision']['exit_code'] == 1   # a hard failure outranks the broken chapter
     out = Path(ev['folder'])
@@ -190,7 +255,7 @@ def test_resume_keeps_what_is_valid_after_kill_9(folder, tmp_path):
     mark = f'open({str(stamp)!r}, "a").write(poc and "{{}}\\n")'
     nbs = folder(**{'01_one': notebook(mark.format('one'), chapter='one'), '02_two': notebook(mark.format('two'), 'import time, os\nwhile not os.path.exists(' + repr(str(tmp_path/'go')) + '): time.sleep(.1)', chapter='two')})
     out = tmp_path/'evidence'
-    code = f'from pathlib import Path; from genai_playbook.runner import run; run("demo", out={str(out)!r}, notebooks=Path({str(nbs)!r}), effort="quick")'
+    code = f'from pathlib import Path; from genai_playbook.runner import run; run("demo", out={str(out)!r}, notebooks=Path({str(nbs)!r}), effort="quick", jobs=1)'
     p = subprocess.Popen([sys.executable, '-c', code], start_new_session=True)
     try:
         for _ in range(1200):

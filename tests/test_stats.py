@@ -194,6 +194,25 @@ def test_parts_of_the_data_do_not_depend_on_its_order(monkeypatch):
     assert max(np.mean([e.low > 1 for e in means]), np.mean([e.high < 1 for e in means])) <= .05 + 2*math.sqrt(.05*.95/300)
 
 
+@pytest.mark.parametrize('clusters, parts', [(299, 0), (300, 30), (5000, 50), (20_000, 100)])
+def test_few_clusters_make_fewer_parts(clusters, parts):
+    n, calls = 600_000, []
+    x, label = rng.normal(size=n), np.arange(n) % clusters
+    e = bootstrap(x, lambda v: calls.append(len(v)) or float(np.median(v)), label, replicates=200)
+    assert e.enough and e.clusters == clusters and (e.method == 'sectioning') == (parts > 0)
+    if parts: assert len(calls) == parts + 1 and sum(calls) == 2*n and max(calls[1:]) - min(calls[1:]) <= n/clusters + 1
+
+
+@pytest.mark.parametrize('clusters', [300, 1000])
+def test_parts_of_few_clusters_keep_their_word(monkeypatch, clusters):
+    monkeypatch.setattr(stats, 'LARGE', 1)
+    def one(i):
+        label = np.repeat(np.arange(clusters), rng.choice([1, 2, 5, 40], clusters))
+        return bootstrap(rng.normal(size=clusters)[label] + rng.normal(size=len(label)), np.median, label, seed=i)
+    found = [one(i) for i in range(300)]
+    assert max(np.mean([e.enough and e.low > 0 for e in found]), np.mean([e.enough and e.high < 0 for e in found])) <= .05 + 2*math.sqrt(.05*.95/300)
+
+
 @pytest.mark.parametrize('world', ['graded', 'whole'])
 @pytest.mark.parametrize('sizes', [[1, 2, 3, 4], [10]])
 def test_clustered_gate_passes_wrongly_at_most_one_time_in_twenty(world, sizes):

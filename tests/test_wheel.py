@@ -24,6 +24,8 @@ def test_the_wheel_holds_everything_that_a_run_needs(wheel):
         rel = p.relative_to(ROOT).as_posix()
         assert (f'genai_playbook/{rel}' if rel.startswith('nbs/') else rel) in names, rel
     assert 'genai_playbook/py.typed' in names
+    points = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith('entry_points.txt'))).decode()
+    assert '[jupyter_client.kernel_provisioners]\ngenai-playbook = genai_playbook.forking:ForkedProvisioner' in points
 
 
 def test_an_empty_environment_runs_the_demo(wheel, tmp_path):
