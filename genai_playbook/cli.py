@@ -80,6 +80,7 @@ def run(
     if len(pocs) == 1: raise typer.Exit(_shown(lambda progress: run_playbook(pocs[0], progress=progress, **options), quiet, json_, accept_partial))
     with _progress(quiet, json_) as progress: results = run_matrix(pocs, matrix, progress=progress, **options)
     for ev in results.values():
+        _witness(ev, _console(stderr=json_))
         if json_: progress.say('decision', poc=ev['poc']['name'], folder=ev['folder'], **ev['decision'])
     raise typer.Exit(print_matrix(results, _console(stderr=json_)))
 
@@ -93,6 +94,7 @@ def _shown(work, quiet: bool, json_: bool, accept_partial: bool) -> int:
     "Do it while its progress is shown, show what came of it; its exit code"
     from genai_playbook.screen import print_result
     with _progress(quiet, json_) as progress: evidence = work(progress)
+    _witness(evidence, _console(stderr=json_))
     d = evidence['decision']
     if json_: progress.say('decision', poc=evidence['poc']['name'], folder=evidence['folder'], **d)
     elif quiet: _console().print(f'{d["headline"]}\n{evidence["folder"]}/index.html', markup=False)
@@ -157,8 +159,87 @@ def report(
     state = load_run(folder)
     for c in state.chapters:
         if c.notebook: chapter_html(state.folder/c.notebook, state.folder/c.html, c.error)
-    finish(state, load_card(state.card))
+    _witness(finish(state, load_card(state.card)), _console())
     _console().print(f'{state.folder/"index.html"}')
+
+
+def _witness(evidence: dict, console):
+    "Write the run into the ledger; a ledger that refuses does not undo a run"
+    from genai_playbook.witness import record_run
+    try: record_run(evidence)
+    except PlaybookError as e: console.print(f'The run is not in the ledger: {e}', style='yellow', markup=False)
+
+
+By = Annotated[str, typer.Option('--by', help='Who: a person or a role that can be asked.')]
+Because = Annotated[str, typer.Option('--because', help='Why, in one sentence; it stays in the ledger.')]
+Until = Annotated[str, typer.Option('--until', metavar='YYYY-MM-DD', help='The last day on which it counts.')]
+OfPoc = Annotated[str, typer.Option('--poc', help='The card, its folder, or a bundled POC.')]
+RunFolder = Annotated[Path, typer.Argument(metavar='RUN', help='A run folder: evidence/<poc>/<time>-<digest>.')]
+
+
+@app.command()
+def sign(
+    run: RunFolder,
+    by: By,
+    because: Because,
+    go: Annotated[bool|None, typer.Option('--go/--no-go', help='The decision.')] = None,
+    key: Annotated[Path|None, typer.Option(help='PEM file with your Ed25519 or ECDSA private key: the receipt is then signed.')] = None,
+):
+    "Record a person's decision on a run in the ledger. GO is refused over a failed, undecided or stale gate that nobody waived."
+    from genai_playbook.signing import sign as sign_
+    if go is None: raise PlaybookError('Say --go or --no-go.')
+    entry, state, names = sign_(run, go, by, because, key)
+    needed = entry.facts['needed']
+    said = f'{len(names)} of {needed} signatures: another person has to sign before it counts.' if state == 'waiting' else f'The decision on this run is {state}.'
+    _console().print(f'Entry {entry.seq} of the ledger: {"GO" if go else "NO-GO"} by {entry.who}. {said}', markup=False)
+
+
+@app.command()
+def waive(
+    code: Annotated[str, typer.Argument(metavar='CODE', help='A gate, such as SUC01.')],
+    by: By,
+    because: Because,
+    until: Until,
+    poc: OfPoc = '.',
+):
+    "Set one gate aside until a day. The decision of the next run, and of `report`, counts it as waived."
+    from genai_playbook.signing import waive as waive_
+    e = waive_(code, by, because, until, poc)
+    _console().print(f'Entry {e.seq} of the ledger of {e.poc}: {code} is waived until {e.facts["until"]} by {e.who}.', markup=False)
+
+
+@app.command()
+def attest(
+    item: Annotated[str, typer.Argument(metavar='ITEM', help='An identifier in the compliance matrix of chapter 10.')],
+    by: By,
+    because: Because,
+    until: Until,
+    poc: OfPoc = '.',
+):
+    "Vouch, until a day, for a requirement that no gate can measure."
+    from genai_playbook.signing import attest as attest_
+    e = attest_(item, by, because, until, poc)
+    _console().print(f'Entry {e.seq} of the ledger of {e.poc}: {e.who} vouches for {item} until {e.facts["until"]}.', markup=False)
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    rerun: Annotated[bool, typer.Option('--rerun', help='Execute the chapters again and compare every gate.')] = False,
+    public: Annotated[Path|None, typer.Option(help='PEM file with the public key that must have signed the receipts.')] = None,
+):
+    """Hold a run against its manifest, its notebooks, its receipts and the ledger.
+
+    Exit code: 0 it holds, 1 it does not or is stale, 2 it is no finished run."""
+    from genai_playbook.screen import ScreenProgress, print_verification
+    from genai_playbook.verifying import rerun as rerun_
+    from genai_playbook.verifying import verify as verify_
+    console = _console()
+    v = verify_(run, public)
+    if rerun:
+        with ScreenProgress(console) as progress: v.claims = rerun_(run, progress)
+    print_verification(v, console)
+    raise typer.Exit(v.exit_code)
 
 
 @app.command()

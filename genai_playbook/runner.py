@@ -245,9 +245,10 @@ def finish(
     "Decide, and write evidence.json, index.html, junit.xml, summary.md, model_card.md and manifest.json beside the notebooks"
     from genai_playbook import report
     from genai_playbook.evidence import decide
+    from genai_playbook.witness import waivers_for
     gates, records = gather(run)
     chapters = [{k: v for k, v in asdict(c).items() if k not in ('key', 'digest')} for c in run.chapters]
-    evidence = dict(schema='genai_playbook/evidence/1', decision=decide(gates, chapters, run.exemptions, chosen=run.chosen, effort=run.effort).to_dict(), gates=[g.to_dict() for g in gates], chapters=chapters,
+    evidence = dict(schema='genai_playbook/evidence/1', decision=decide(gates, chapters, run.exemptions, waivers_for(card), run.chosen, effort=run.effort).to_dict(), gates=[g.to_dict() for g in gates], chapters=chapters,
                     poc=dict(name=card.name, card=run.card, promise=card.outcome.promise), environment=report.environment() | dict(kernels=run.kernels, threads=run.threads), digests=run.digests, records=records, effort=run.effort,
                     parameters=run.parameters, partial=run.chosen is not None, started=run.started, finished=run.finished)
     report.write_evidence(evidence, run.folder/'evidence.json')

@@ -12,7 +12,7 @@ from rich.table import Table
 from genai_playbook.faces import SYMBOLS
 from genai_playbook.runner import ChapterRun, Progress, Run
 
-__all__ = ['Estimated', 'ScreenProgress', 'JsonProgress', 'QuietProgress', 'Asking', 'print_result', 'print_matrix', 'print_comparison', 'STYLE', 'SYMBOL']
+__all__ = ['Estimated', 'ScreenProgress', 'JsonProgress', 'QuietProgress', 'Asking', 'print_result', 'print_matrix', 'print_comparison', 'print_verification', 'STYLE', 'SYMBOL']
 
 STYLE = {'PASS': 'green', 'FAIL': 'bold red', 'INSUFFICIENT': 'yellow', 'NOT TESTED': 'dim', 'GO': 'bold green', 'NO-GO': 'bold red', 'INSUFFICIENT EVIDENCE': 'bold yellow',
          'done': 'green', 'broke': 'bold red', 'timed out': 'bold red', 'exempt': 'dim', 'better': 'bold green', 'not worse': 'green', 'worse': 'bold red', 'cannot tell': 'yellow', 'no verdict': 'dim'}
@@ -225,3 +225,20 @@ def print_comparison(
     if result['worse']: console.print(f'[bold red]✗ WORSE IN PLACES[/]  {escape("; ".join(result["worse"]))}; corrected for looking at {len(result["comparisons"]) - 1} of them.')
     for line in [*result['reasons'], *result['notes']]: console.print(f'  · {escape(line)}')
     console.print(f'\nAnswers side by side: {escape(str(folder))}/compare.html')
+
+
+def print_verification(
+    v,  # of `verifying.verify`
+    console,
+):
+    "What was checked, what changed since, and what came out again"
+    marks = {True: '[green]✓[/]', False: '[bold red]✗[/]', None: '[yellow]·[/]'}
+    for c in v.checks: console.print(f'{marks[c.ok]} {c.name:<12} {escape(c.said)}')
+    if v.stale: console.print(f'[bold yellow]STALE[/] {escape(", ".join(v.stale))} changed since: this evidence cannot support a GO; run again.')
+    if v.claims:
+        t = Table(box=None, pad_edge=False, header_style='dim')
+        for name in ('gate', 'again', 'then', 'now', 'rule'): t.add_column(name)
+        look = {'reproduced': 'green', 'within tolerance': 'green', 'not reproduced': 'bold red'}
+        for c in v.claims: t.add_row(c.code, f'[{look.get(c.label, "yellow")}]{c.label}[/]', c.then, c.now, c.rule)
+        console.print(t)
+    console.print('[bold red]does not hold[/]' if v.wrong or any(c.label == 'not reproduced' for c in v.claims) else '[bold yellow]whole, but stale[/]' if v.stale else '[bold green]holds[/]')

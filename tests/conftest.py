@@ -35,3 +35,13 @@ def own_cache(tmp_path, monkeypatch):
     "An empty answer cache"
     monkeypatch.setenv('GENAI_PLAYBOOK_CACHE', str(tmp_path/'cache'))
     return tmp_path/'cache'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def own_data(tmp_path_factory):
+    "Ledgers of the bundled POCs go to a folder of the tests, never to the user's"
+    import os
+    old, os.environ['GENAI_PLAYBOOK_DATA'] = os.environ.get('GENAI_PLAYBOOK_DATA'), str(tmp_path_factory.mktemp('data'))
+    yield
+    del os.environ['GENAI_PLAYBOOK_DATA']
+    if old is not None: os.environ['GENAI_PLAYBOOK_DATA'] = old
