@@ -38,12 +38,13 @@ _LENGTHS = {c[:2]: int(c[2:]) for c in ('AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22
 _EMAIL = re.compile(r"(?<![\w.+%'-])[\w.+%'-]{1,64}@(?:[^\W_](?:[\w-]{0,62})\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 _IBAN = re.compile(r'(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?=[ -]?[A-Za-z0-9])')
 _CARD = re.compile(r'(?<![\w.+-])(?:\d[ .-]?){12,18}\d(?![\w])')
+_ISSUER = re.compile(r'4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]|2[2-7]|6[0245]|35)\d{14}|62\d{15,17}|5[06-8]\d{10,17}|6[37]\d{10,17}|3[47]\d{13}|3[0689]\d{12}')
 _SSN = re.compile(r'(?<![\w-])(?!000|666|9\d\d)\d{3}([- .])(?!00)\d\d\1(?!0000)\d{4}(?![\w-])')
 _SSN_BARE = re.compile(r'(?i)(?:\bssn|social security)\b[^\d\n]{0,24}((?!000|666|9\d\d)\d{3}(?!00)\d\d(?!0000)\d{4})(?!\d)')
 _URL = re.compile(r"(?i)(?<![\w@.])(?:(?:https?|ftp)://|www\.)[^\s<>\"'`{}|\\^\[\]]{2,2048}")
 _IP4 = re.compile(r'(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w]|\.\d)')
 _IP6 = re.compile(r'(?<![\w:.])[0-9A-Fa-f:]{2,39}(?:\.\d{1,3}){0,3}(?![\w:])')
-_NOT_IP = re.compile(r'(?i)(?:\bv(?:er(?:sion)?)?|release|section|chapter|clause|paragraph|build|firmware|§)\W{0,3}$')
+_NOT_IP = re.compile(r'(?i)(?:\bv(?:er(?:sion)?s?)?|releases?|sections?|chapters?|clauses?|paragraphs?|build|firmware|upgraded?|updated?|article|annex|driver|app|§)\b(?:(?!\bip\b|address|server|host|login|from)[^?!\n]){0,60}$|§\s?$')
 
 def _emails(t): yield from (Span(m.start(), m.end(), 'email') for m in _EMAIL.finditer(t) if '..' not in m[0]) if '@' in t else ()
 
@@ -56,7 +57,7 @@ def _ibans(t):
 def _cards(t):
     for m in _CARD.finditer(t):
         digits = re.sub(r'\D', '', m[0])
-        if digits[0] in '3456' and len(set(digits))>1 and luhn(digits) or re.match('2[2-7]', digits) and len(digits)==16 and luhn(digits): yield Span(m.start(), m.end(), 'card')
+        if _ISSUER.fullmatch(digits) and luhn(digits): yield Span(m.start(), m.end(), 'card')
 
 def _ssns(t):
     yield from (Span(*m.span(), 'ssn') for m in _SSN.finditer(t))
@@ -73,13 +74,13 @@ def _ips(t):
     for p in (_IP4, _IP6):
         for m in p.finditer(t):
             said = m[0].rstrip(':') if m[0].endswith(':') and not m[0].endswith('::') else m[0]
-            if said.count(':')!=1 and len(said)>2 and _is_ip(said) and not _NOT_IP.search(t[max(0, m.start()-14):m.start()]): yield Span(m.start(), m.start()+len(said), 'ip')
+            if said.count(':')!=1 and len(said)>2 and _is_ip(said) and not _NOT_IP.search(t[max(0, m.start()-80):m.start()]): yield Span(m.start(), m.start()+len(said), 'ip')
 
 # %% ../nbs/components/personal.ipynb #8f7c70a0
 _PHONE = re.compile(r'(?<![\w.,/#€$£-])(?:\+|\((?=\+?\d))?\d(?:[ ()./-]{0,3}\d){5,16}(?:(?:\s?(?:ext|x)\.?\s?\d{1,5}))?(?![\w%€$£])')
-_DATE = re.compile(r'(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})(?:\b.*)?')
-_SAYS_PHONE = re.compile(r'(?i)(?:phone|tel\b|tel\.|telefon|mobile|cell|call|ring|dial|fax|whatsapp|text (?:me|us|him|her)|sms|reach\w*|hotline|handy|contact|number is|nummer)[^\d\n]{0,24}$')
-_SAYS_OTHER = re.compile(r'(?i)(?:order|tracking|track|invoice|ref\w*|ticket|case|version|serial|id|account|parcel|shipment|isbn|ean|sku|article|item|code|konto|policy|vat|tax|customer|member|booking|model|part|batch|lot|zip|postcode|year|timestamp|contract|receipt|transaction|consignment|waybill|barcode|no\.|nr\.|no|#)\W{0,3}(?:(?:number|no|nr|id|code|is|was|of)\W{0,3}){0,2}$')
+_DATE = re.compile(r'(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4})(?:\s.*)?')
+_SAYS_PHONE = re.compile(r'(?i)(?:phone|tel\b|tel\.|telefon|mobile|cell|call|ring|dial|fax|whatsapp|text (?:me|us|him|her)|sms|reach\w*|hotline|handy|contact|number is|nummer|rappel\w*|appel\w*|t[ée]l[ée]phone|portable|llam\w*|tel[ée]fono|m[óo]vil|chiam\w*|cellulare|anruf\w*|ruf\w*|mobil|festnetz|bel(?:len)?|mobiel)[^\d\n]{0,24}$')
+_SAYS_OTHER = re.compile(r'(?i)(?:order|tracking|track|invoice|ref\w*|ticket|case|version|serial|id|account|parcel|shipment|isbn|ean|sku|article|item|code|konto|policy|vat|tax|customer|member|booking|model|part|batch|lot|zip|postcode|year|timestamp|contract|receipt|transaction|consignment|waybill|barcode|rechnung|bestellung|auftrag|sendung\w*|paket\w*|kundennummer|commande|colis|facture|pedido|factura|paquete|ordine|fattura|pacco|bestelling|faktura|imei|pallet|claim|locker|no\.|nr\.|no|#)\W{0,3}(?:(?:number|no|nr|id|code|is|was|of)\W{0,3}){0,2}$')
 _SHAPES = re.compile(r'\+[\d(]|00[1-9]|\(\+?\d{1,5}\)|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}$|1[ .-]\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}$|0[1-9]\d{0,4}[ /.()-]|0[1-9]\d{8,10}$')
 
 def _phones(t):
