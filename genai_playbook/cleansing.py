@@ -55,17 +55,21 @@ def fold(
 
 # %% ../nbs/components/cleansing.ipynb #a1e987f5
 _LEET = str.maketrans('0134579@$!|8+(', 'oieastgasiib'+'tc')
-_MIXED = re.compile(r"[a-z@$!|+(]*[0-9@$!|+(][a-z0-9@$!|+(']*")
-_APART = re.compile(r'(?<![^\W_])[^\W_](?:([ ._*|,~/\\-]{1,3})[^\W_])(?:\1[^\W_])+(?:\1{1,3}[^\W_](?:\1[^\W_])*)*(?![^\W_])')
+_APART = re.compile(r'(?<![^\W_])[^\W_](?:[ ._*|,~/\\-]{1,3}[^\W_](?![^\W_])){3,}')
 _INSIDE = re.compile(r'(?<=[a-z])(?:[*_~`"^=+\\|.·•-]{1,3}|<[^<>]{0,20}>)(?=[a-z])')
 
 def _deleet(t):
-    change = lambda m: m[0].translate(_LEET) if re.search('[a-z]', m[0]) and not re.fullmatch(r"[a-z']+[!(]*|[(]+[a-z']+", m[0]) else m[0]
-    return _MIXED.sub(change, t)
+    def letters(m):
+        word = m[0].rstrip('.,;:!?)(')
+        return word.translate(_LEET) + m[0][len(word):] if re.search('[a-z]', word) and re.search(r'[0-9@$!|+(]', word) else m[0]
+    return re.sub(r'\S+', letters, t) if re.search(r'[0-9@$!|+(]', t) else t
 
-def _joined(t):
-    if not _APART.search(t): return None
-    return _APART.sub(lambda m: re.sub(r'[^\w]|_', '', m[0]) if len(set(m[1]))==1 or ' ' not in m[1] else re.sub(r'\s', '', m[0]), t)
+def _together(m): # the mark that stands most often between letters goes, another parts words
+    gaps = re.findall(r'[ ._*|,~/\\-]+', m[0])
+    usual = max(set(gaps), key=gaps.count)
+    return re.sub(r'[ ._*|,~/\\-]+', lambda g: '' if g[0]==usual else ' ', m[0])
+
+def _joined(t): return _APART.sub(_together, t) if _APART.search(t) else None
 
 def _unmarked(t): return _INSIDE.sub('', t) if _INSIDE.search(t) else None
 

@@ -86,14 +86,14 @@ _SHAPES = re.compile(r'\+[\d(]|00[1-9]|\(\+?\d{1,5}\)|\(?\d{3}\)?[ .-]\d{3}[ .-]
 def _phones(t):
     for m in _PHONE.finditer(t):
         digits,before = sum(c.isdigit() for c in m[0]),t[max(0, m.start()-48):m.start()]
-        if not 7<=digits<=15 or _DATE.fullmatch(m[0]) or re.search(r'\(\s*\)|[./-]{2}', m[0]): continue
+        if not 7<=digits<=15 or _DATE.fullmatch(m[0]) or re.search(r'\(\s{0,3}\)|[./-]{2}', m[0]): continue
         if _SAYS_OTHER.search(before): continue
         if _SHAPES.match(m[0]) or _SAYS_PHONE.search(before): yield Span(m.start(), m.end(), 'phone')
 
 # %% ../nbs/components/personal.ipynb #8e33c1c9
 _SECRETS = dict(
     key=re.compile(r'(?<![\w-])(?:sk-(?:proj-|ant-)?[\w-]{16,200}|(?:ghp|gho|ghu|ghs|ghr)_\w{20,255}|github_pat_\w{20,255}|glpat-[\w-]{16,64}|hf_\w{20,64}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,45}|xox[abpros]-[\w-]{10,200}|(?:sk|pk|rk)_(?:live|test)_\w{10,128}|SG\.[\w-]{16,32}\.[\w-]{16,64}|npm_\w{30,50}|pypi-[\w-]{16,255}|dop_v1_\w{32,80}|ya29\.[\w-]{20,255})'),
-    token=re.compile(r'(?<![\w-])eyJ[\w-]{8,2000}\.[\w-]{8,4000}\.[\w-]{8,1000}|(?i:\bbearer\s+[\w.~+/=-]{16,2000})'),
+    token=re.compile(r'(?<![\w-])eyJ[\w-]{8,2000}\.[\w-]{8,4000}\.[\w-]{8,1000}|(?i:\bbearer\s{1,3}[\w.~+/=-]{16,2000})'),
     private_key=re.compile(r'-----BEGIN (?:[A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:[^-]{0,8000}-----END (?:[A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----)?'),
     password=re.compile(r'''(?i)(?<![a-z])(?:pass(?:word|wd|phrase|code)?|pwd|secret|api[_ -]?key|access[_ -]?key|client[_ -]?secret|auth[_ -]?token|access[_ -]?token)(?:_\w{1,20})?["']?\s{0,3}(?::=|=>|[:=])\s{0,3}["']?([^\s"',;<>]{6,200})'''),
     password_said=re.compile(r'''(?i)\b(?:password|passphrase|passcode|pin)\s(?:is|was)\s{1,3}["'`]?([^\s"'`,;<>]{4,200})'''),
