@@ -23,16 +23,17 @@ def rows(name, part):
     return [json.loads(line) for line in (ROOT/f'{name}.{part}.jsonl').read_text(encoding='utf-8').splitlines()]
 
 
-def words(text):
-    "Words of `text` with every number the same, so that a filled slot does not hide a repeated sentence."
-    text = re.sub(r'\S*\d\S*', '0', unicodedata.normalize('NFKC', text).lower())
-    return re.findall(r'\w+', text)
+def masked(row):
+    "The text in lower case with spans and numbers replaced, so that a filled slot does not hide a repeated sentence."
+    text = row['text']
+    for s in reversed(row.get('spans', [])): text = f"{text[:s['start']]}§{text[s['end']:]}"
+    return re.sub(r'[\w/+-]*\d[\w/+-]*', '0', unicodedata.normalize('NFKC', text).lower())
 
 
 def shingles(text):
-    "Triples of neighbouring words (all words of a shorter text)."
-    w = words(text)
-    return {tuple(w[i:i + 3]) for i in range(max(1, len(w) - 2))}
+    "Triples of neighbouring words; of fewer than five words only the text itself."
+    w = re.findall(r'\w+|§', text)
+    return {tuple(w[i:i + 3]) for i in range(len(w) - 2)} if len(w) >= 5 else {text}
 
 
 def likeness(a, b):
@@ -85,8 +86,9 @@ def test_parts_are_large_enough(name):
 
 @each
 def test_held_has_no_near_duplicate_in_dev(name):
-    dev = [(r['id'], shingles(r['text'])) for r in rows(name, 'dev')]
-    near = [(r['id'], i) for r in rows(name, 'held') for s in [shingles(r['text'])] for i, d in dev if likeness(s, d) >= 0.5]
+    dev = {r['id']: shingles(masked(r)) for r in rows(name, 'dev')}
+    held = {r['id']: shingles(masked(r)) for r in rows(name, 'held')}
+    near = [(h, d) for h in held for d in dev if likeness(held[h], dev[d]) >= 0.5]
     assert near == []
 
 
@@ -114,7 +116,7 @@ def test_check_digits_of_pii(part):
 @both
 def test_texts_without_spans_hold_no_valid_card_or_iban(part):
     clean = [r for r in rows('pii', part) if not r['spans']]
-    cards = [m for r in clean for m in re.findall(r'(?<![\w.])\d(?:[ .-]?\d){12,18}(?!\w)', r['text']) if luhn(re.sub(r'\D', '', m))]
+    cards = [m for r in clean for m in re.findall(r'(?<![\w.])\d(?:[ .-]?\d){11,18}(?!\w)', r['text']) if luhn(re.sub(r'\D', '', m))]
     assert [m for m in cards if not (m.startswith('35') and len(m) == 15)] == []
     assert [m for r in clean for m in re.findall(r'\b[A-Z]{2}\d{2}[A-Z0-9]{11,30}\b', r['text'].replace(' ', '')) if mod97(m)] == []
 
