@@ -111,10 +111,10 @@ def views(
     text:str,
     depth:int=2, # layers of disguise that are taken off
     most:int=40, # views at most
-    room:int=12 # their characters together, in lengths of the text
+    room:int=12 # their characters together, in lengths of the text; of a long one 50,000 beyond it
 )->list[str]: # folded; the first is the text itself, without repeats
     "What a text may say under its disguises"
-    seen,todo,left = {},[(text, 0)],max(2000, room*len(text))
+    seen,todo,left = {},[(text, 0)],max(2000, min(room*len(text), len(text)+50_000))
     while todo and left>0 and len(seen)<most:
         raw,layer = todo.pop(0)
         for v in _plain(fold(raw)):

@@ -92,12 +92,15 @@ def _phones(t):
 
 # %% ../nbs/components/personal.ipynb #8e33c1c9
 _SECRETS = dict(
-    key=re.compile(r'(?<![\w-])(?:sk-(?:proj-|ant-)?[\w-]{16,200}|(?:ghp|gho|ghu|ghs|ghr)_\w{20,255}|github_pat_\w{20,255}|glpat-[\w-]{16,64}|hf_\w{20,64}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,45}|xox[abpros]-[\w-]{10,200}|(?:sk|pk|rk)_(?:live|test)_\w{10,128}|SG\.[\w-]{16,32}\.[\w-]{16,64}|npm_\w{30,50}|pypi-[\w-]{16,255}|dop_v1_\w{32,80}|ya29\.[\w-]{20,255})'),
+    key=re.compile(r'(?<![\w-])(?:sk-(?:proj-|ant-)?[\w-]{16,200}|(?:ghp|gho|ghu|ghs|ghr)_\w{20,255}|github_pat_\w{20,255}|glpat-[\w-]{16,64}|hf_\w{20,64}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,45}|(?:xox[abeoprs]|xapp)-(?=[\w-]{0,100}\d)[\w-]{10,200}|[a-z]{2,6}_(?:live|test)_\w{16,64}|(?:sk|pk|rk)_(?:live|test)_\w{10,128}|SG\.[\w-]{16,32}\.[\w-]{16,64}|npm_\w{30,50}|pypi-[\w-]{16,255}|dop_v1_\w{32,80}|ya29\.[\w-]{20,255})'),
     token=re.compile(r'(?<![\w-])eyJ[\w-]{8,2000}\.[\w-]{8,4000}\.[\w-]{8,1000}|(?i:\bbearer\s{1,3}[\w.~+/=-]{16,2000})'),
     private_key=re.compile(r'-----BEGIN (?:[A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:[^-]{0,8000}-----END (?:[A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----)?'),
-    password=re.compile(r'''(?i)(?<![a-z])(?:pass(?:word|wd|phrase|code)?|pwd|secret|api[_ -]?key|access[_ -]?key|client[_ -]?secret|auth[_ -]?token|access[_ -]?token)(?:_\w{1,20})?["']?\s{0,3}(?::=|=>|[:=])\s{0,3}["']?([^\s"',;<>]{6,200})'''),
-    password_said=re.compile(r'''(?i)\b(?:password|passphrase|passcode|pin)\s(?:is|was)\s{1,3}["'`]?([^\s"'`,;<>]{4,200})'''),
-    address=re.compile(r'(?i)\b[a-z][a-z0-9+]{1,14}://[^\s:/@]{1,64}:([^\s:/@]{3,200})@'))
+    password=re.compile(r'''(?i)(?<![a-z])(?:pass(?:word|wd|phrase|code|wort)?|pwd|secret|\w{0,20}api[_ -]?key|(?:secret[_ -]?)?access[_ -]?key|client[_ -]?secret|auth[_ -]?token|access[_ -]?token|kennwort|mot de passe|contrase[ñn]a)(?:_\w{1,20})?["']?\s{0,3}(?::=|=>|[:=])\s{0,3}["']?([^\s"',;<>]{6,200})'''),
+    password_said=re.compile(r'''(?i)\b(?:password|passphrase|passcode|passwort|kennwort)\s(?:(?:is|was|ist|now|to|for \w{1,20}|changed|set|reset|has been)\s{1,3}){0,4}["'`]?([^\s"'`,;<>]{6,200})'''),
+    key_said=re.compile(r'''(?i)\b(?<!public )(?:key|token|secret)\b[^.?!\n"':=]{0,40}\s["'`]?((?=[\w+/=.-]{0,200}\d)[\w+/=-]{20,200})'''),
+    address=re.compile(r'''(?i)\b[a-z][a-z0-9+]{1,14}://[^\s:/@]{0,64}:[^\s:/@$<{*]{3,200}@[^\s"'<>)]{1,300}'''))
+
+_UUID = re.compile(r'[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}', re.I)
 
 def _mixed(value): # does a value look like a password rather than a word?
     return sum(bool(re.search(p, value)) for p in ('[a-z]', '[A-Z]', r'\d', r'[^\w\s]'))>=2 and not re.fullmatch(r"[A-Za-z'-]+[.!?)]*|[<{\[*.].*|\$?\{.*|x{3,}", value)
@@ -107,10 +110,10 @@ def secrets(
 )->list[Span]: # labelled `secret`
     "Keys, tokens and passwords"
     res = []
-    for name,p in _SECRETS.items():
+    for name,p in sorted(_SECRETS.items(), key=lambda kp: kp[0]!='address'):
         for m in p.finditer(text):
             a,b = m.span(1) if p.groups else m.span()
-            if p.groups and name!='address' and not _mixed(text[a:b]): continue
+            if p.groups and not _mixed(text[a:b]) or name=='key_said' and '-' in text[a:b] and _UUID.fullmatch(text[a:b]): continue
             res.append(Span(a, b-(text[b-1] in '.)!?' and name.startswith('password')), 'secret'))
     return _apart(res)
 
