@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'DetectorCard', 'detector_card', 'span_cards', 'read_labels', 'card_of', 'span_cards_of', 'rogan_gladen',
-           'corrected']
+           'corrected', 'partly', 'at_least']
 
 # %% ../nbs/components/detector_card.ipynb #64357a99
 import json, math
@@ -126,3 +126,18 @@ def corrected(
     never = Estimate(1., 1., 1., spec.n, 'assumed', spec.level) # no false alarm: whatever was flagged is taken for real
     most = judge_corrected(shown, Errors(sens, never)).high
     return replace(shown, value=0., low=0., high=most, method=f'{shown.method} / sensitivity', note='false alarms alone would explain what was flagged' if shown.value else '')
+
+def partly(
+    card:DetectorCard,
+    share:float # of the verdicts that the detector gives; the others are exact
+)->DetectorCard:
+    "The card of a judgement that is a detector's only in part"
+    scaled = lambda e,end: replace(e, **{k: end*(1-share)+share*getattr(e, k) for k in ('value', 'low', 'high')})
+    return replace(card, recall=scaled(card.recall, 1.), fpr=scaled(card.fpr, 0.))
+
+def at_least(
+    shown:Estimate, # corrected
+    certain:Estimate # share of what needs no detector, of the same rows
+)->Estimate:
+    "A corrected rate that cannot lie below what is certain"
+    return replace(shown, value=max(shown.value, certain.value), low=max(shown.low, certain.low), high=max(shown.high, certain.high))
