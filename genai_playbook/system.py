@@ -20,6 +20,7 @@ class _Helper(threading.Thread): # does one thing after another for whoever took
     def __init__(self): super().__init__(daemon=True, name='guard'); self.jobs = queue.SimpleQueue(); self.start()
     def run(self):
         while job := self.jobs.get():
+            if not job[1].set_running_or_notify_cancel(): continue # nobody waits any more
             try: job[1].set_result(job[0]())
             except BaseException as e: job[1].set_exception(RuntimeError(type(e).__name__)) # a guard that calls exit() must not end the service
         _stuck.discard(self)
