@@ -87,7 +87,7 @@ def _phones(t):
     for m in _PHONE.finditer(t):
         digits,before = sum(c.isdigit() for c in m[0]),t[max(0, m.start()-48):m.start()]
         if not 7<=digits<=15 or _DATE.fullmatch(m[0]) or re.search(r'\(\s{0,3}\)|[./-]{2}', m[0]): continue
-        if _SAYS_OTHER.search(before): continue
+        if m[0][0]!='+' and _SAYS_OTHER.search(before): continue
         if _SHAPES.match(m[0]) or _SAYS_PHONE.search(before): yield Span(m.start(), m.end(), 'phone')
 
 # %% ../nbs/components/personal.ipynb #8e33c1c9
