@@ -121,7 +121,7 @@ def mixed_up(
     res = []
     for r in range(rounds):
         tags,ready = [f'T{r:03d}x{i:03d}' for i in range(sessions)],threading.Barrier(sessions)
-        def one(tag):
+        def one(tag, ready=ready):
             ready.wait(seconds)
             with asking_as(Session(tag, 'customer', tag)): return ask(message.format(tag=tag))
         pool = ThreadPoolExecutor(sessions)

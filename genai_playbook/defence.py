@@ -7,12 +7,12 @@ __all__ = ['SPOKEN', 'FAULTS', 'RISKS', 'attacked', 'outcomes', 'success_rate', 
            'risk_register']
 
 # %% ../nbs/components/defence.ipynb #5cd91dfb
-import inspect, math, random, threading, time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math, random, threading, time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from .attacks import Attack, succeeded
-from .models import Answer, Chunk, Model, PythonModel
+from .models import Answer, PythonModel
 from .stats import Estimate, proportion
 from .system import System, check, passes
 

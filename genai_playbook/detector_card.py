@@ -7,7 +7,7 @@ __all__ = ['SETS', 'DetectorCard', 'detector_card', 'span_cards', 'read_labels',
            'corrected', 'partly', 'at_least']
 
 # %% ../nbs/components/detector_card.ipynb #64357a99
-import json, math
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['short_enough', 'block_injection', 'block_clear_injection', 'redact_personal_data', 'redact_secrets', 'clean_text',
-           'length_limit', 'injection_filter', 'topic_limit', 'held_from', 'replacing', 'Blocked', 'Guarded', 'apasses']
+           'length_limit', 'injection_filter', 'topic_limit', 'held_from', 'replacing', 'keeps_prompt', 'polite',
+           'known_links', 'Placeholders', 'apasses', 'Blocked', 'Guarded']
 
 # %% ../nbs/components/guards.ipynb #3e1cc15b
-import asyncio, functools, re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+import asyncio, functools, inspect, re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from .cleansing import clean, fold
 from .detectors import injection, leaks_prompt, profanity
 from .errors import PlaybookError
@@ -114,6 +115,70 @@ def replacing(
 redact_personal_data = replacing(_private, 'redact_personal_data')
 redact_secrets = replacing(secrets, 'redact_secrets')
 
+# %% ../nbs/components/guards.ipynb #08f2ccd4
+def keeps_prompt(
+    system_prompt:str,
+    canary:str='' # a word planted in it
+)->Callable[[str],str|None]:
+    "Makes an output guard that stops answers which give the system prompt away"
+    def secret_kept(text): return None if leaks_prompt(text, system_prompt, canary) else text
+    return secret_kept
+
+def polite(text:str)->str|None:
+    "Output guard: stops oaths, insults and threats"
+    return None if profanity(text) else text
+
+_LINK = re.compile(r'(?i)\b(?:https?|ftp):/{1,3}([^\s/?#)"\'<>\]]{1,255})|\bwww\.[^\s/?#)"\'<>\]]{1,255}')
+
+def known_links(
+    *hosts:str # that may be linked to, with what stands below them
+)->Callable[[str],str|None]:
+    "Makes an output guard that stops links to other hosts"
+    allowed = tuple(h.lower() for h in hosts)
+    def linked(host): return any(host==h or host.endswith('.'+h) for h in allowed)
+    def links_known(text): return text if all(linked(h.split('@')[-1].split(':')[0]) for h in ((m[1] or m[0]).lower() for m in _LINK.finditer(text))) else None
+    return links_known
+
+# %% ../nbs/components/guards.ipynb #d5327ed8
+class Placeholders:
+    "Takes personal data out of what goes in and puts it back into what comes out, for one conversation"
+    def __init__(self): self._value,self._name = {},{}
+    def hide(self, text:str)->str:
+        "As an input guard"
+        def name(s):
+            value = text[s.start:s.end]
+            if value not in self._name:
+                n = sum(k.startswith(f'<{s.label}-') for k in self._value)+1
+                while (k := f'<{s.label}-{n}>') in text: n += 1 # what the customer wrote must not be taken for ours
+                self._name[value],self._value[k] = k,value
+            return self._name[value]
+        return _replaced(text, _private(text), name)
+    def show(self, text:str)->str:
+        "As an output guard"
+        return re.sub(r'<[a-z]+-\d+>', lambda m: self._value.get(m[0], m[0]), text)
+
+# %% ../nbs/components/guards.ipynb #4a87fa7f
+async def apasses(
+    guards:Iterable[Callable],
+    text:str,
+    seconds:float=GUARD_SECONDS
+)->str|None: # None: blocked
+    "`passes` for services that must not wait: guards run beside the event loop, coroutines in it"
+    async def run(t):
+        for g in guards:
+            found = await _apart(g, t)
+            if not isinstance(found, str) or (t.strip() and not found.strip()): return None
+            t = found
+        return t
+    try: return await asyncio.wait_for(run(text), seconds)
+    except Exception: return None
+
+async def _apart(guard, text):
+    if inspect.iscoroutinefunction(guard): return await guard(text)
+    done,free = handed_over(lambda: check([guard], text))
+    try: return await asyncio.wrap_future(done)
+    finally: free()
+
 # %% ../nbs/components/guards.ipynb #1c210dc1
 class Blocked(PlaybookError):
     "A guard stopped this, and there is no fallback"
@@ -156,24 +221,3 @@ class Guarded:
 
     def _cut(self, shown): # nothing more is said where something was said already
         if not shown.text or self.fallback is None: yield self._instead('output')
-
-async def apasses(
-    guards:Iterable[Callable],
-    text:str,
-    seconds:float=GUARD_SECONDS
-)->str|None: # None: blocked
-    "`passes` for services that must not wait: guards run beside the event loop, coroutines in it"
-    async def run(t):
-        for g in guards:
-            found = await _apart(g, t)
-            if not isinstance(found, str) or (t.strip() and not found.strip()): return None
-            t = found
-        return t
-    try: return await asyncio.wait_for(run(text), seconds)
-    except Exception: return None
-
-async def _apart(guard, text):
-    if asyncio.iscoroutinefunction(guard) or asyncio.iscoroutinefunction(getattr(guard, '__call__', None)): return await guard(text)
-    done,free = handed_over(lambda: check([guard], text))
-    try: return await asyncio.wrap_future(done)
-    finally: free()

@@ -13,11 +13,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from .card_keys import Part, Text
 from .detector_card import SETS, DetectorCard, card_of, read_labels, span_cards_of
-from .detectors import DETECTORS, profanity
+from .detectors import DETECTORS
 from .errors import PlaybookError
 from .evidence import GateSpec
 from .leakage import Planted
-from .personal import NOT_COVERED, PII, personal_data, secrets
+from .personal import personal_data, secrets
 from .stats import Estimate, n_zero_failures
 
 # %% ../nbs/08_security.ipynb #657d7418
@@ -131,6 +131,7 @@ def plot_before_after(
 ): # matplotlib Figure
     "Shares with one-sided 95 % bounds, a panel for each thing counted"
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import PercentFormatter
     fig,axes = plt.subplots(1, len(shares), figsize=(10, 2.4), layout='constrained', squeeze=False)
     colors = dict(zip(next(iter(shares.values())), ('#b3261e', '#3b5b92', '#1b6e3c')))
     for ax,(what,by) in zip(axes[0], shares.items()):
@@ -140,7 +141,7 @@ def plot_before_after(
         if what in limits: ax.axvline(limits[what], color='black', ls=':', lw=1)
         ax.set_yticks(range(len(by)), list(reversed(by)) if ax is axes[0][0] else ['']*len(by))
         ax.set(title=what, xlim=(-.002, None), ylim=(-.6, len(by)-.4))
-        ax.xaxis.set_major_formatter(lambda v,_: f'{v:.0%}' if max(e.high for e in by.values())>.05 else f'{v:.1%}')
+        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         ax.spines[['top','right']].set_visible(False)
     return fig
 
