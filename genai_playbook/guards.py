@@ -149,7 +149,7 @@ class Placeholders:
             value = text[s.start:s.end]
             if value not in self._name:
                 n = sum(k.startswith(f'<{s.label}-') for k in self._value)+1
-                while (k := f'<{s.label}-{n}>') in text: n += 1 # what the customer wrote must not be taken for ours
+                while (k := f'<{s.label}-{n}>') in text or k in self._value: n += 1 # what the customer wrote must not be taken for ours
                 self._name[value],self._value[k] = k,value
             return self._name[value]
         return _replaced(text, _private(text), name)
