@@ -80,7 +80,7 @@ _BITS,_ESCAPE = re.compile(r'(?<![01])(?:[01]{8}[ ]?){6,}(?![01])'),re.compile(r
 def _readable(raw:bytes)->str|None:
     try: t = raw.decode('utf8')
     except UnicodeDecodeError: return None
-    plain = sum(c.isalpha() or c in ' .,!?\'-\n' for c in t)
+    plain = sum(c.isalnum() or c in ' .,!?\'-\n' for c in t)
     return t if t and plain>=.8*len(t) else None
 
 def _from64(s):
