@@ -33,8 +33,11 @@ def mod97(
     return int(''.join(str(int(c, 36)) for c in moved))%97
 
 # %% ../nbs/components/personal.ipynb #2cb4fe52
-_LENGTHS = {c[:2]: int(c[2:]) for c in ('AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 '
-    'LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24 SI19 SK24 SM27 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20').split()} # the IBAN registry
+_LENGTHS = {c[:2]: int(c[2:]) for c in ('''
+    AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 EG29 ES24 FI18
+    FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 KW30 KZ20 LB28 LC32 LI21 LT20
+    LU20 LV21 LY25 MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24
+    SI19 SK24 SM27 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20''').split()} # the IBAN registry
 _EMAIL = re.compile(r"(?<![\w.+%'-])[\w.+%'-]{1,64}@(?:[^\W_](?:[\w-]{0,62})\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 _IBAN = re.compile(r'(?<![A-Za-z0-9])[A-Za-z]{2}\d{2}(?=[ -]?[A-Za-z0-9])')
 _CARD = re.compile(r'(?<![\w.+-])(?:\d[ .-]?){12,18}\d(?![\w])')
@@ -92,7 +95,12 @@ def _phones(t):
 
 # %% ../nbs/components/personal.ipynb #8e33c1c9
 _SECRETS = dict(
-    key=re.compile(r'(?<![\w-])(?:sk-(?:proj-|ant-)?[\w-]{16,200}|(?:ghp|gho|ghu|ghs|ghr)_\w{20,255}|github_pat_\w{20,255}|glpat-[\w-]{16,64}|hf_\w{20,64}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,45}|(?:xox[abeoprs]|xapp)-(?=[\w-]{0,100}\d)[\w-]{10,200}|[a-z]{2,6}_(?:live|test)_\w{16,64}|(?:sk|pk|rk)_(?:live|test)_\w{10,128}|SG\.[\w-]{16,32}\.[\w-]{16,64}|npm_\w{30,50}|pypi-[\w-]{16,255}|dop_v1_\w{32,80}|ya29\.[\w-]{20,255})'),
+    key=re.compile(r'(?<![\w-])(?:'
+        r'sk-(?:proj-|ant-)?[\w-]{16,200}|(?:ghp|gho|ghu|ghs|ghr)_\w{20,255}|github_pat_\w{20,255}|glpat-[\w-]{16,64}|hf_\w{20,64}|'
+        r'(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,45}|(?:xox[abeoprs]|xapp)-(?=[\w-]{0,100}\d)[\w-]{10,200}|'
+        r'[a-z]{2,6}_(?:live|test)_\w{16,64}|(?:sk|pk|rk)_(?:live|test)_\w{10,128}|SG\.[\w-]{16,32}\.[\w-]{16,64}|npm_\w{30,50}|'
+        r'pypi-[\w-]{16,255}|dop_v1_\w{32,80}|ya29\.[\w-]{20,255}'
+        r')'),
     token=re.compile(r'(?<![\w-])eyJ[\w-]{8,2000}\.[\w-]{8,4000}\.[\w-]{8,1000}|(?i:\bbearer\s{1,3}[\w.~+/=-]{16,2000})'),
     private_key=re.compile(r'-----BEGIN (?:[A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:[^-]{0,8000}-----END (?:[A-Z]{2,12} ){0,3}PRIVATE KEY(?: BLOCK)?-----)?'),
     password=re.compile(r'''(?i)(?<![a-z])(?:pass(?:word|wd|phrase|code|wort)?|pwd|secret|\w{0,20}api[_ -]?key|(?:secret[_ -]?)?access[_ -]?key|client[_ -]?secret|auth[_ -]?token|access[_ -]?token|kennwort|mot de passe|contrase[ñn]a)(?:_\w{1,20})?["']?\s{0,3}(?::=|=>|[:=])\s{0,3}["']?([^\s"',;<>]{6,200})'''),
