@@ -160,8 +160,8 @@ def controls_of(card)->dict[str,str]: # risk: what the card has against it
     "What stands against each risk"
     g,behind = card.spec.guards,'fallback' if card.spec.fallbacks else ''
     names = lambda found: ', '.join(n.split(':')[-1] for n in found)
-    res = {'misuse and prompt injection': names(g.input), 'leakage of personal data': names(g.output), 'toxic speech': names(g.output), 'denial of service and of wallet': names(n for n in g.input if 'short' in n or 'limit' in n),
-        'failing parts': behind, 'a guard that fails open': 'time limit, blocks when it breaks', 'sessions mixed up': 'no state between requests'}
+    res = {'misuse and prompt injection': names(g.input), 'leakage of personal data': names(n for n in g.output if 'redact' in n or 'secret' in n or 'prompt' in n), 'toxic speech': names(n for n in g.output if 'polite' in n), 'denial of service and of wallet': names(n for n in g.input if 'short' in n or 'limit' in n),
+        'failing parts': behind, 'a guard that fails open': 'time limit; what breaks blocks' if g.input or g.output else ''}
     return {k: v for k,v in res.items() if v}
 
 # %% ../nbs/08_security.ipynb #e4514c9d
