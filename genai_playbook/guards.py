@@ -128,7 +128,8 @@ def polite(text:str)->str|None:
     "Output guard: stops oaths, insults and threats"
     return None if profanity(text) else text
 
-_LINK = re.compile(r'(?i)\b(?:https?|ftp):/{1,3}([^\s/?#)"\'<>\]]{1,255})|\bwww\.[^\s/?#)"\'<>\]]{1,255}')
+_HOST = r'([^\s/?#)"\'<>\]\\]{1,255})'
+_LINK = re.compile(rf'(?i)\b(?:https?|ftp):[/\\]{{1,3}}{_HOST}|\b(www\.[^\s/?#)"\'<>\]\\]{{1,255}})|(?<=[("\'=])[/\\]{{2}}{_HOST}')
 
 def known_links(
     *hosts:str # that may be linked to, with what stands below them
@@ -136,7 +137,7 @@ def known_links(
     "Makes an output guard that stops links to other hosts"
     allowed = tuple(h.lower() for h in hosts)
     def linked(host): return any(host==h or host.endswith('.'+h) for h in allowed)
-    def links_known(text): return text if all(linked(h.split('@')[-1].split(':')[0]) for h in ((m[1] or m[0]).lower() for m in _LINK.finditer(text))) else None
+    def links_known(text): return text if all(linked(h.split('@')[-1].split(':')[0]) for h in ((m[1] or m[2] or m[3]).lower() for m in _LINK.finditer(text))) else None
     return links_known
 
 # %% ../nbs/components/guards.ipynb #d5327ed8

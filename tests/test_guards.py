@@ -13,7 +13,7 @@ from genai_playbook.card import load_card
 from genai_playbook.defence import FAULTS, SPOKEN, bypasses
 from genai_playbook.detector_card import SETS, read_labels
 from genai_playbook.errors import PlaybookError
-from genai_playbook.guards import Blocked, Guarded, apasses, block_injection, clean_text, injection_filter, length_limit, redact_personal_data, redact_secrets, short_enough, topic_limit
+from genai_playbook.guards import Blocked, Guarded, Placeholders, apasses, block_injection, clean_text, injection_filter, keeps_prompt, known_links, length_limit, polite, redact_personal_data, redact_secrets, short_enough, topic_limit
 from genai_playbook.models import PythonModel
 from genai_playbook.system import System, passes
 
@@ -172,3 +172,27 @@ def test_a_rate_limit_holds_for_many_threads():
     for t in threads: t.start()
     for t in threads: t.join()
     assert sum(taken) == 50
+
+
+@settings(max_examples=80, deadline=None)
+@given(parts=st.lists(st.sampled_from(['eva@example.com', 'max@example.com', '+1 555 274 2960', '<email-1>', '<email-2>', '<phone-1>', 'and', '192.0.2.7', 'x']), max_size=12))
+def test_placeholders_are_taken_back_whatever_the_customer_wrote(parts):
+    talk, text = Placeholders(), ' '.join(parts)
+    hidden = talk.hide(text)
+    assert '@example.com' not in hidden and talk.show(hidden) == text
+
+
+def test_placeholders_of_one_conversation_say_nothing_in_another():
+    mine, yours = Placeholders(), Placeholders()
+    mine.hide('eva@example.com')
+    assert yours.show('<email-1>') == '<email-1>'
+
+
+@pytest.mark.parametrize('text, ok', [('https://example.com', True), ('HTTPS://A.EXAMPLE.COM/x', True), ('https://evil.test', False), ('https://example.com.evil.test', False), ('https://example.com@evil.test', False), ('www.evil.test', False), ('https:///evil.test', False), ('![](//evil.test/x?d=1)', False), ('http://evil.test\\@example.com', False), ('plain', True)])
+def test_links_to_other_hosts_stop_an_answer(text, ok): assert (known_links('example.com')(f'see {text} now') is not None) == ok
+
+
+def test_output_filters_stop_what_they_are_for():
+    prompt = 'You are the assistant of a parcel service and never promise a refund above fifty euros.'
+    assert keeps_prompt(prompt)(prompt) is None and keeps_prompt(prompt)('Fine.') == 'Fine.'
+    assert polite('You complete idiots') is None and polite('Have a nice day') == 'Have a nice day'
