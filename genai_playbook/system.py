@@ -90,7 +90,7 @@ class Shown:
                 text = r.feed(text, last)
                 if not isinstance(text, str): return None
             return text
-        res = passes([lambda _: (t := read(piece)) is not None and '.'+t], '.', self.seconds) if self.readers else '.'+piece
+        res = passes([lambda _: (t := read(piece)) is not None and '.'+t], '.', self.seconds) if self.readers else '.'+piece # a mark before it, because nothing to show yet is not a block
         if res is not None: self.text += res[1:]
         return None if res is None else res[1:]
     def _whole(self, piece, last): # `piece` is held until the end
