@@ -90,7 +90,7 @@ class _Awaitable(BaseException): # an ordinary function gave something to be awa
 
 def _shape(fn):
     while isinstance(fn, functools.partial): fn = fn.func
-    for f in (fn, getattr(type(fn), '__call__', None)):
+    for f in (fn, type(fn).__call__):
         for name in ('asyncgen','coroutine','generator'):
             if getattr(inspect, f'is{name}function')(f): return name
     return 'plain'
