@@ -200,13 +200,14 @@ _END = object()
 async def _anext(it, none): return await anext(it, none)
 
 def _pump(call, pieces, stop): # in a thread: hand out pieces until nobody wants more
-    it = call()
+    it = None
     try:
+        it = call()
         for piece in it:
             pieces.put((piece, None))
             if stop.is_set(): break
         pieces.put((None, _END))
-    except Exception as e: pieces.put((None, e))
+    except BaseException as e: pieces.put((None, e))
     finally:
         if hasattr(it, 'close'): it.close()
 

@@ -29,14 +29,11 @@ def question_in(
     template:str # of the card, such as '{context}\n{prompt}'
 )->Callable[[str],str]:
     "A function that takes the `{prompt}` out of a filled template; a text that was not made from it is its own question"
-    parts = re.split(r'\{(\w+)\}', template.replace('{{', '\0').replace('}}', '\1'))
-    if 'prompt' not in parts[1::2]: return lambda text: text
-    unfold = lambda p: re.escape(p.replace('\0', '{').replace('\1', '}'))
-    seen,pattern = False,''
-    for i,p in enumerate(parts):
-        if i%2==0: pattern += unfold(p)
-        elif p=='prompt' and not seen: pattern,seen = pattern+f"(?P<prompt>.*{'?' if any(parts[i+1:]) else ''})",True
-        else: pattern += '.*?'
+    parts = [p for p in re.split(r'(\{\{|\}\}|\{\w+\})', template) if p]
+    if '{prompt}' not in parts: return lambda text: text
+    at = parts.index('{prompt}')
+    lazy = lambda ps: ''.join('.*?' if re.fullmatch(r'\{\w+\}', p) else re.escape({'{{':'{', '}}':'}'}.get(p, p)) for p in ps)
+    pattern = f"{lazy(parts[:at])}(?P<prompt>.*{'?' if parts[at+1:] else ''}){lazy(parts[at+1:])}"
     found = re.compile(pattern, re.S)
     return lambda text: m['prompt'] if (m := found.fullmatch(text)) else text
 
@@ -80,6 +77,8 @@ class Second(Tier):
     "Another model, smaller or elsewhere"
     def __init__(self, model:Model, name:str='second model', floor:float=0.): self.model,self.name,self.floor,self.digest = model,name,floor,digest_of('second', model.digest)
     def answer(self, prompts): return [None if a.error else a.text for a in self.model.answer(list(prompts))]
+    @property
+    def uncached(self)->'Second': return Second(self.model.uncached, self.name, self.floor) # for chapters that measure time
 
 # %% ../nbs/components/tiers.ipynb #2198419e
 class Lookup(Tier):

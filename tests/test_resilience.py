@@ -260,6 +260,10 @@ def test_timeouts_of_threads_and_streams():
     finally: never.set()
 
 
+def test_a_stream_that_fails_before_it_exists():
+    with pytest.raises(KeyError): list(Timeout(60).stream(lambda: {}['x']))
+
+
 def test_async_stream_limits_in_virtual_time():
     clock = FakeClock()
     async def slow(n, pause):
