@@ -175,7 +175,7 @@ class TransformersModel(Model):
         return tok.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) if tok.chat_template else '\n'.join(m['content'] for m in messages)
 
     def _tokens(self, texts:list[str])->list[list[int]]:
-        tok = self.loaded.tok
+        tok,texts = self.loaded.tok,[t.encode('utf8', 'replace').decode() for t in texts] # half a surrogate pair is no text to a tokenizer, and would fail the whole batch
         return tok(texts, add_special_tokens=not tok.chat_template).input_ids if texts else [] # a chat template writes its own special tokens
 
     def _checked(self, ids:list[int])->list[int]:
