@@ -176,7 +176,7 @@ class TransformersModel(Model):
 
     def _tokens(self, texts:list[str])->list[list[int]]:
         tok,texts = self.loaded.tok,[t.encode('utf8', 'replace').decode() for t in texts] # half a surrogate pair is no text to a tokenizer, and would fail the whole batch
-        return tok(texts, add_special_tokens=not tok.chat_template).input_ids if texts else [] # a chat template writes its own special tokens
+        return tok(texts, add_special_tokens=not tok.chat_template, verbose=False).input_ids if texts else [] # a chat template writes its own special tokens
 
     def _checked(self, ids:list[int])->list[int]:
         if not ids: raise BadPrompt('the prompt is empty')

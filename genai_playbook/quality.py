@@ -217,7 +217,7 @@ def load_schema(path:str|Path):
     "Read a schema that `save_schema` wrote"
     import pandera.pandas as pa
     try: return pa.DataFrameSchema.from_json(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, KeyError, TypeError) as e: raise PlaybookError(f'`{Path(path).name}` holds no schema that can be read ({type(e).__name__}); write it again with `save_schema`') from None
+    except Exception as e: raise PlaybookError(f'`{Path(path).name}` holds no schema that can be read ({type(e).__name__}); write it again with `save_schema`') from None
 
 def check_schema(
     df:'pd.DataFrame',

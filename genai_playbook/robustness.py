@@ -128,7 +128,7 @@ def rows_of(
     for part in (*e.when.values(), *(p for p,_ in e.change.values()), e.expect):
         try: re.compile(part)
         except re.error as err: raise PlaybookError(f'the expectation `{e.name}` has a pattern that cannot be read: {err}') from None
-    for c,pattern in {**e.when, **{c: p for c,(p,_) in e.change.items()}}.items(): rows = rows[rows[c].fillna('').str.contains(pattern, regex=True)]
+    for c,pattern in [*e.when.items(), *((c, p) for c,(p,_) in e.change.items())]: rows = rows[[bool(re.search(pattern, t)) for t in rows[c].fillna('').astype(str)]]
     return rows.assign(**{c: [re.sub(p, new, t) for t in rows[c]] for c,(p,new) in e.change.items()}).reset_index(drop=True)
 
 # %% ../nbs/07_robustness.ipynb #d36bd69d

@@ -157,7 +157,7 @@ class Fallback(Policy):
         "Ask, and wait for the answer"
         tried = {}
         for name,fn in self.tiers:
-            try: text = _text(self._patience.run(lambda fn=fn: _whole(fn(prompt))))
+            try: text = _text(self._patience.run(lambda fn=fn: _whole(_made(fn, prompt))))
             except Exception as e: self._why(name, tried, e); continue
             if text: return Reply(self._said(name, text), name, tried)
             self._why(name, tried, None)
@@ -181,7 +181,7 @@ class Fallback(Policy):
         for name,fn in self.tiers:
             told = False
             try:
-                for piece in self._patience.stream(lambda fn=fn: _pieces(fn(prompt))):
+                for piece in self._patience.stream(lambda fn=fn: _pieces(_made(fn, prompt))):
                     if piece: yield piece if told else self._said(name, piece); told = True
             except Exception as e:
                 if told: self.note(f'{name} broke off'); raise
@@ -223,12 +223,14 @@ def _named(tiers):
         res[f'{name} {again+1}' if again else name] = fn
     return list(res.items())
 
-def _caller(t)->Callable:
-    if isinstance(t, str): return lambda p: t
+def _caller(t)->Callable|str:
+    if isinstance(t, str|Static): return t if isinstance(t, str) else t.text # nothing to run
     if isinstance(t, Tier): return lambda p: t.answer([p])[0]
     if hasattr(t, 'answer'): return lambda p: _good(t.answer([p])[0])
     if not callable(t): raise PlaybookError(f'a tier is a function, a model, a tier or a text, not {type(t).__name__}')
     return t
+
+def _made(fn, prompt): return fn if isinstance(fn, str) else fn(prompt)
 
 class Unanswered(Exception): "A model gave an error instead of an answer"
 
@@ -254,6 +256,7 @@ async def _awaited(x): return await x
 async def _next(x): return await anext(x, None)
 
 async def _apieces(fn, prompt):
+    if isinstance(fn, str): yield fn; return
     call = type(fn).__call__ if not inspect.isfunction(fn) and not inspect.ismethod(fn) else fn
     x = fn(prompt) if inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call) or inspect.isgeneratorfunction(call) else await asyncio.to_thread(fn, prompt)
     if inspect.isawaitable(x): x = await x
