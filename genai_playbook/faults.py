@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from fastcore.basics import patch
 from .errors import PlaybookError
 from .models import Answer, Chunk, Model, Progress, Prompt
 from .perturb import Dice
@@ -63,6 +64,7 @@ def _raised(fault)->Exception|None:
         case 'truncated_json' | 'wrong_schema': return ValueError('the server sent something that is no chat completion')
         case 'invalid_utf8': return UnicodeDecodeError('utf-8', b'\xff', 0, 1, 'invalid start byte')
 
+# %% ../nbs/components/faults.ipynb #2901c2a4
 def _spoilt(fault, text, dice): # an answer that looks like one
     words = text.split()
     match fault:
@@ -73,6 +75,7 @@ def _spoilt(fault, text, dice): # an answer that looks like one
         case 'wrong_type': return 42
     return text
 
+# %% ../nbs/components/faults.ipynb #a7525697
 class Faulty(Policy):
     "A function that fails on purpose"
     def __init__(self,
@@ -101,29 +104,35 @@ class Faulty(Policy):
         if FAULTS.get(fault, ('',))[0]=='stall': await self.clock.asleep(self.stall)
         return _spoilt(fault, await call(), dice)
 
-    def stream(self, call):
-        fault,dice = self._next()
-        for i,piece in enumerate(self._changed(fault, call(), dice)):
-            if fault in ('hang','slow_first') and not i or fault=='slow_tokens': self.clock.sleep(self.stall)
-            yield piece
 
-    async def astream(self, call):
-        fault,dice = self._next()
-        pieces = [p async for p in call()] if fault else None
-        for i,piece in enumerate(self._changed(fault, pieces, dice)) if fault else ():
-            if fault in ('hang','slow_first') and not i or fault=='slow_tokens': await self.clock.asleep(self.stall)
-            yield piece
-        if not fault:
-            async for piece in call(): yield piece
 
-    def _changed(self, fault, pieces, dice): # a stream with its fault
-        if not fault or FAULTS[fault][0]=='stall': yield from pieces; return
-        pieces = list(pieces)
-        if e := _raised(fault):
-            if FAULTS[fault][0]=='break': yield from pieces[:len(pieces)//2]
-            raise e
-        spoilt = _spoilt(fault, ''.join(pieces), dice)
-        if spoilt!='': yield spoilt
+
+
+# %% ../nbs/components/faults.ipynb #72939255
+@patch
+def stream(self:Faulty, call):
+    fault,dice = self._next()
+    for i,piece in enumerate(self._changed(fault, call(), dice)):
+        if fault in ('hang','slow_first') and not i or fault=='slow_tokens': self.clock.sleep(self.stall)
+        yield piece
+@patch
+async def astream(self:Faulty, call):
+    fault,dice = self._next()
+    pieces = [p async for p in call()] if fault else None
+    for i,piece in enumerate(self._changed(fault, pieces, dice)) if fault else ():
+        if fault in ('hang','slow_first') and not i or fault=='slow_tokens': await self.clock.asleep(self.stall)
+        yield piece
+    if not fault:
+        async for piece in call(): yield piece
+@patch
+def _changed(self:Faulty, fault, pieces, dice): # a stream with its fault
+    if not fault or FAULTS[fault][0]=='stall': yield from pieces; return
+    pieces = list(pieces)
+    if e := _raised(fault):
+        if FAULTS[fault][0]=='break': yield from pieces[:len(pieces)//2]
+        raise e
+    spoilt = _spoilt(fault, ''.join(pieces), dice)
+    if spoilt!='': yield spoilt
 
 # %% ../nbs/components/faults.ipynb #2bd35a15
 class FaultyModel(Model):
@@ -158,6 +167,7 @@ class FaultyModel(Model):
         if a.text: yield Chunk(a.text, a.seconds or 0., a.tokens_out or 1)
         yield Chunk('', a.seconds or 0., 0, a)
 
+# %% ../nbs/components/faults.ipynb #67a3bc48
 def with_faults(
     system, # a `System`
     inject:Injector

@@ -10,6 +10,7 @@ import itertools, re, unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from fastcore.basics import patch
 from .errors import PlaybookError
 from .perturb import plain
 
@@ -49,6 +50,7 @@ def starts(
     gap = re.search(r'\W*$', text[max(0, at-8):at])[0]
     return len(gap)==at or any(c in '.!?\n' for c in gap)
 
+# %% ../nbs/components/mender.ipynb #d0741693
 class Vocabulary:
     "The words of a domain, each in its usual form"
     def __init__(self,
@@ -80,15 +82,17 @@ class Vocabulary:
     @staticmethod
     def _reach(word): return 0 if len(word)<3 else 1 if len(word)<8 else 2
 
-    def near(self,
-        word:str # in lower case
-    )->str|None:
-        "The known word that fewest slips separate from this one; of several the commonest"
-        if not 2<len(word)<=24: return None
-        reach = self._reach(word)
-        found = {w for s in set(shortened(word, reach)) for w in self._near.get(s, ())}
-        ranked = sorted((d, -self.count[w], w) for w in found if (d := slips_between(word, w, reach))<=reach)
-        return ranked[0][2] if ranked else None
+# %% ../nbs/components/mender.ipynb #3690e431
+@patch
+def near(self:Vocabulary,
+    word:str # in lower case
+)->str|None:
+    "The known word that fewest slips separate from this one; of several the commonest"
+    if not 2<len(word)<=24: return None
+    reach = self._reach(word)
+    found = {w for s in set(shortened(word, reach)) for w in self._near.get(s, ())}
+    ranked = sorted((d, -self.count[w], w) for w in found if (d := slips_between(word, w, reach))<=reach)
+    return ranked[0][2] if ranked else None
 
 # %% ../nbs/components/mender.ipynb #1d576ef2
 class Mender(Vocabulary):

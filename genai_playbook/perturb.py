@@ -57,6 +57,7 @@ def plain(
     flat = unicodedata.normalize('NFKD', text)
     return ''.join(_LATIN.get(c, c) for c in flat if unicodedata.category(c) not in ('Mn','Cf'))
 
+# %% ../nbs/components/perturb.ipynb #33ef83d8
 _NOT = re.compile(r"\b(?:not|no|never|none|nothing|cannot|without)\b|n['’]t\b")
 _NAME = re.compile(r"(?<![.!?\n]\s)(?<!^)\b[A-Z][a-z]+\b(?![’'])")
 _NUMBER = re.compile(r'(?<![a-z\d])\d(?:[\d,.]*\d)?(?![a-z\d])') # digits within a word are a scanner's, not a quantity
@@ -334,6 +335,7 @@ def rudeness(text, dice, severity): return _added(RUDE)(text, dice, severity)
 @perturbation('structure', 'facts beside the point', adds=True)
 def distractors(text, dice, severity): return _added(ASIDE)(text, dice, severity)
 
+# %% ../nbs/components/perturb.ipynb #3f613635
 @perturbation('structure', 'the same sentences in another order')
 def sentence_order(text, dice, severity):
     parts = sentences(text)
@@ -391,6 +393,7 @@ def known(name:str)->Perturbation:
     from genai_playbook.tables import did_you_mean
     raise PlaybookError(f'there is no perturbation `{name}`'+did_you_mean(name, list(PERTURBATIONS), 'there are'))
 
+# %% ../nbs/components/perturb.ipynb #da419f2d
 def left_out(
     made:Iterable[Variant]
 ): # DataFrame: a row for each perturbation; valid, and a column for each reason

@@ -121,6 +121,7 @@ def signatures(
     for j in range(BANDS*WIDTH): res[:,j] = np.minimum.reduceat((a[j]*x+b[j]) % PRIME, start)
     return res
 
+# %% ../nbs/components/quality.ipynb #7037427b
 def likeness(a:frozenset, b:frozenset)->float: # 0 … 1
     "Jaccard's coefficient"
     return len(a & b)/len(a | b) if a or b else 0.

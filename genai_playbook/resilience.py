@@ -11,6 +11,7 @@ import asyncio, concurrent.futures, contextlib, contextvars, functools, heapq, i
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from fastcore.basics import patch
 from .endpoint import backoff, retry_after, retryable
 from .models import BadPrompt
 
@@ -67,6 +68,7 @@ class Policy:
 
     def __call__(self, fn:Callable)->Callable: "The function, behind the policy"; return shaped(fn, self)
 
+# %% ../nbs/components/resilience.ipynb #09198642
 def _opened(pieces): # its first piece is there
     it = iter(pieces)
     first = list(itertools.islice(it, 1))
@@ -137,6 +139,7 @@ def in_thread(
     threading.Thread(target=work, daemon=True, name='resilience').start()
     return res
 
+# %% ../nbs/components/resilience.ipynb #fc38e877
 class Timeout(Policy):
     "Ends the wait for an answer"
     def __init__(self,
@@ -168,33 +171,7 @@ class Timeout(Policy):
             for t in (task, timer): t.cancel()
             if not task.done(): await asyncio.wait({task}, timeout=1.) # it may tidy up before the caller goes on, but not for ever
 
-    def stream(self, call):
-        pieces,stop,end = queue.Queue(),threading.Event(),self.clock.now()+self.seconds
-        in_thread(lambda: _pump(call, pieces, stop))
-        limit = self.first
-        try:
-            while True:
-                left = max(0., end-self.clock.now())
-                try: piece,error = pieces.get(timeout=min(limit, left))
-                except queue.Empty: raise self._late(limit if limit<=left else self.seconds) from None
-                if error is _END: return
-                if error: raise error
-                yield piece
-                limit = self.between
-        finally: stop.set()
-
-    async def astream(self, call):
-        it,limit,end,none = aiter(call()),self.first,self.clock.now()+self.seconds,object()
-        try:
-            while True:
-                left = max(0., end-self.clock.now())
-                piece = await self._within(_anext(it, none), min(limit, left), limit if limit<=left else self.seconds)
-                if piece is none: return
-                yield piece
-                limit = self.between
-        finally:
-            with contextlib.suppress(RuntimeError): await it.aclose() # it is still running: it did not heed its cancellation
-
+# %% ../nbs/components/resilience.ipynb #bb329b30
 _END = object()
 
 async def _anext(it, none): return await anext(it, none)
@@ -211,6 +188,35 @@ def _pump(call, pieces, stop): # in a thread: hand out pieces until nobody wants
     finally:
         if hasattr(it, 'close'): it.close()
 
+# %% ../nbs/components/resilience.ipynb #b581ca82
+@patch
+def stream(self:Timeout, call):
+    pieces,stop,end = queue.Queue(),threading.Event(),self.clock.now()+self.seconds
+    in_thread(lambda: _pump(call, pieces, stop))
+    limit = self.first
+    try:
+        while True:
+            left = max(0., end-self.clock.now())
+            try: piece,error = pieces.get(timeout=min(limit, left))
+            except queue.Empty: raise self._late(limit if limit<=left else self.seconds) from None
+            if error is _END: return
+            if error: raise error
+            yield piece
+            limit = self.between
+    finally: stop.set()
+@patch
+async def astream(self:Timeout, call):
+    it,limit,end,none = aiter(call()),self.first,self.clock.now()+self.seconds,object()
+    try:
+        while True:
+            left = max(0., end-self.clock.now())
+            piece = await self._within(_anext(it, none), min(limit, left), limit if limit<=left else self.seconds)
+            if piece is none: return
+            yield piece
+            limit = self.between
+    finally:
+        with contextlib.suppress(RuntimeError): await it.aclose() # it is still running: it did not heed its cancellation
+
 # %% ../nbs/components/resilience.ipynb #416222e8
 class RetryBudget:
     "Retries that calls have paid for; share one among all who call the same server"
@@ -226,6 +232,7 @@ class RetryBudget:
             self._have -= 1
             return True
 
+# %% ../nbs/components/resilience.ipynb #68762e74
 def passing(
     e:BaseException
 )->bool:
@@ -244,6 +251,7 @@ def asked_to_wait(
     headers = getattr(e, 'headers', None) or getattr(getattr(e, 'response', None), 'headers', None) or {}
     return retry_after(said or headers.get('Retry-After') or headers.get('retry-after'), now)
 
+# %% ../nbs/components/resilience.ipynb #e84b29d4
 class Retry(Policy):
     "Tries again what may pass"
     def __init__(self,
@@ -313,6 +321,7 @@ class Guard(Policy):
             async with contextlib.aclosing(call()) as it:
                 async for piece in it: yield piece
 
+# %% ../nbs/components/resilience.ipynb #98a322ae
 class Breaker(Guard):
     "Refuses calls while the server is down"
     def __init__(self,
@@ -342,18 +351,23 @@ class Breaker(Guard):
         with self._lock: moved = self._judge(ok) if era==self._era else ''
         if moved: self.note(moved, logging.WARNING)
 
-    def _judge(self, ok): # under the lock
-        if self.state=='half-open':
-            if ok is None: self._since = float('-inf'); return '' # the probe told nothing: the next call is one
-            return self._move('closed' if ok else 'open')
-        if ok is None or self.state=='open': return ''
-        self._last.append(ok)
-        return self._move('open') if len(self._last)>=self.least and self._last.count(False)>=self.share*len(self._last) else ''
 
-    def _move(self, state):
-        self.state,self._since,self._era = state,self.clock.now(),self._era+1
-        self._last.clear()
-        return {'open':'opened', 'closed':'closed'}[state]
+
+
+# %% ../nbs/components/resilience.ipynb #1efa869f
+@patch
+def _judge(self:Breaker, ok): # under the lock
+    if self.state=='half-open':
+        if ok is None: self._since = float('-inf'); return '' # the probe told nothing: the next call is one
+        return self._move('closed' if ok else 'open')
+    if ok is None or self.state=='open': return ''
+    self._last.append(ok)
+    return self._move('open') if len(self._last)>=self.least and self._last.count(False)>=self.share*len(self._last) else ''
+@patch
+def _move(self:Breaker, state):
+    self.state,self._since,self._era = state,self.clock.now(),self._era+1
+    self._last.clear()
+    return {'open':'opened', 'closed':'closed'}[state]
 
 # %% ../nbs/components/resilience.ipynb #ede88f86
 class Bulkhead(Guard):

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from fastcore.basics import patch
 import numpy as np
 from .errors import PlaybookError
 from .models import Model, Prompt, digest_of, resolve, source_of, wait
@@ -57,6 +58,7 @@ class Static(Tier):
         self.text,self.name,self.floor,self.digest = text,name,floor,digest_of('text', text)
     def answer(self, prompts): return [self.text]*len(prompts)
 
+# %% ../nbs/components/tiers.ipynb #eec94bce
 class Rules(Tier):
     "A function of your own that gives a text, or None where its rules do not apply"
     def __init__(self,
@@ -114,6 +116,7 @@ class Lookup(Tier):
         found = self.near([self.question(user_text(p)) for p in prompts]) if prompts else []
         return [self.replies[i] if s>=self.similarity else None for i,s in found]
 
+# %% ../nbs/components/tiers.ipynb #6d38457f
 def read_answers(
     path:str|Path, # CSV, JSONL or Parquet with the columns `question` and `answer`
     **more # of `Lookup`
@@ -164,47 +167,52 @@ class Fallback(Policy):
         self.note('nobody answered')
         return Reply('', None, tried)
 
-    async def ask(self, prompt:Prompt)->Reply:
-        "The same in an event loop; ordinary functions run in threads"
-        tried = {}
-        for name,fn in self.tiers:
-            try: text = _text(await self._patience.arun(lambda fn=fn: _awhole(fn, prompt)))
-            except Exception as e: self._why(name, tried, e); continue
-            if text: return Reply(self._said(name, text), name, tried)
-            self._why(name, tried, None)
-        self.note('nobody answered')
-        return Reply('', None, tried)
+# %% ../nbs/components/tiers.ipynb #7774bc58
+@patch
+async def ask(self:Fallback, prompt:Prompt)->Reply:
+    "The same in an event loop; ordinary functions run in threads"
+    tried = {}
+    for name,fn in self.tiers:
+        try: text = _text(await self._patience.arun(lambda fn=fn: _awhole(fn, prompt)))
+        except Exception as e: self._why(name, tried, e); continue
+        if text: return Reply(self._said(name, text), name, tried)
+        self._why(name, tried, None)
+    self.note('nobody answered')
+    return Reply('', None, tried)
 
-    def pieces(self, prompt:Prompt)->Iterator[str]:
-        "A stream; who breaks off after the first piece is not replaced, because it was read already"
-        tried = {}
-        for name,fn in self.tiers:
-            told = False
-            try:
-                for piece in self._patience.stream(lambda fn=fn: _pieces(_made(fn, prompt))):
-                    if piece: yield piece if told else self._said(name, piece); told = True
-            except Exception as e:
-                if told: self.note(f'{name} broke off'); raise
-                self._why(name, tried, e); continue
-            if told: return
-            self._why(name, tried, None)
-        self.note('nobody answered')
+# %% ../nbs/components/tiers.ipynb #4044b7cb
+@patch
+def pieces(self:Fallback, prompt:Prompt)->Iterator[str]:
+    "A stream; who breaks off after the first piece is not replaced, because it was read already"
+    tried = {}
+    for name,fn in self.tiers:
+        told = False
+        try:
+            for piece in self._patience.stream(lambda fn=fn: _pieces(_made(fn, prompt))):
+                if piece: yield piece if told else self._said(name, piece); told = True
+        except Exception as e:
+            if told: self.note(f'{name} broke off'); raise
+            self._why(name, tried, e); continue
+        if told: return
+        self._why(name, tried, None)
+    self.note('nobody answered')
+@patch
+async def apieces(self:Fallback, prompt:Prompt)->AsyncIterator[str]:
+    "A stream in an event loop"
+    tried = {}
+    for name,fn in self.tiers:
+        told = False
+        try:
+            async for piece in self._patience.astream(lambda fn=fn: _apieces(fn, prompt)):
+                if piece: yield piece if told else self._said(name, piece); told = True
+        except Exception as e:
+            if told: self.note(f'{name} broke off'); raise
+            self._why(name, tried, e); continue
+        if told: return
+        self._why(name, tried, None)
+    self.note('nobody answered')
 
-    async def apieces(self, prompt:Prompt)->AsyncIterator[str]:
-        "A stream in an event loop"
-        tried = {}
-        for name,fn in self.tiers:
-            told = False
-            try:
-                async for piece in self._patience.astream(lambda fn=fn: _apieces(fn, prompt)):
-                    if piece: yield piece if told else self._said(name, piece); told = True
-            except Exception as e:
-                if told: self.note(f'{name} broke off'); raise
-                self._why(name, tried, e); continue
-            if told: return
-            self._why(name, tried, None)
-        self.note('nobody answered')
-
+# %% ../nbs/components/tiers.ipynb #d7fbb606
 def fallback(
     tiers:Sequence[Any], # functions, models, tiers, texts, or pairs of name and one of these, best first
     **more # of `Fallback`
@@ -230,6 +238,7 @@ def _caller(t)->Callable|str:
     if not callable(t): raise PlaybookError(f'a tier is a function, a model, a tier or a text, not {type(t).__name__}')
     return t
 
+# %% ../nbs/components/tiers.ipynb #daef5fc5
 def _made(fn, prompt): return fn if isinstance(fn, str) else fn(prompt)
 
 class Unanswered(Exception): "A model gave an error instead of an answer"

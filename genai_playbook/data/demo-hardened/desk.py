@@ -3,7 +3,7 @@ import functools
 import random
 import re
 
-from genai_playbook.demo import INTENTS, NAMES, REGIONS, fact_line, fair_answer, message, order_facts, read_facts
+from genai_playbook.demo import INTENTS, REGIONS, fact_line, fair_answer, message, order_facts, read_facts
 from genai_playbook.mender import Mender
 
 
