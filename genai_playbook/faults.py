@@ -104,10 +104,6 @@ class Faulty(Policy):
         if FAULTS.get(fault, ('',))[0]=='stall': await self.clock.asleep(self.stall)
         return _spoilt(fault, await call(), dice)
 
-
-
-
-
 # %% ../nbs/components/faults.ipynb #72939255
 @patch
 def stream(self:Faulty, call):
@@ -115,6 +111,7 @@ def stream(self:Faulty, call):
     for i,piece in enumerate(self._changed(fault, call(), dice)):
         if fault in ('hang','slow_first') and not i or fault=='slow_tokens': self.clock.sleep(self.stall)
         yield piece
+
 @patch
 async def astream(self:Faulty, call):
     fault,dice = self._next()
@@ -124,6 +121,7 @@ async def astream(self:Faulty, call):
         yield piece
     if not fault:
         async for piece in call(): yield piece
+
 @patch
 def _changed(self:Faulty, fault, pieces, dice): # a stream with its fault
     if not fault or FAULTS[fault][0]=='stall': yield from pieces; return

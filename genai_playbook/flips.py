@@ -32,7 +32,7 @@ def flip_table(
     from genai_playbook.perturb import PERTURBATIONS
     df = pd.DataFrame(dict(flip=flips, name=names, cluster=list(clusters)))
     res = {k: (PERTURBATIONS[k].family, e.n, e.value, e.low, e.high) for k,part in df.groupby('name') for e in [proportion(part['flip'], part['cluster'])]}
-    return pd.DataFrame(res, index=['family','n','flips','low','high']).T.sort_values('flips', ascending=False, kind='stable')
+    return pd.DataFrame.from_dict(res, orient='index', columns=['family','n','flips','low','high']).sort_values('flips', ascending=False, kind='stable')
 
 # %% ../nbs/components/flips.ipynb #b4d1c4a3
 COLORS = dict(typing='#b3261e', reading='#c26a00', style='#7a6000', Unicode='#3b5b92', wording='#2e7d5b', structure='#6b4ea0')
@@ -50,7 +50,7 @@ def plot_flips(
     ax.axvline(limit, color='black', ls=':', lw=1)
     ax.set_yticks(range(len(found)), [n.replace('_', ' ') for n in found.index[::-1]], fontsize=7.5)
     ax.set(xlabel='share of answers flipped, with one-sided 95 % bounds', xlim=(-.01,1.01), ylim=(-1,len(found)))
-    ax.legend([plt.Line2D([], [], color=c, marker='o', ls='') for c in COLORS.values()], COLORS, frameon=False, fontsize=8, loc='lower right')
+    ax.legend([plt.Line2D([], [], color=c, marker='o', ls='') for c in COLORS.values()], COLORS, frameon=False, fontsize=8, ncols=6, loc='lower center', bbox_to_anchor=(.5,1))
     ax.spines[['top','right']].set_visible(False)
     return fig
 

@@ -204,6 +204,7 @@ def stream(self:Timeout, call):
             yield piece
             limit = self.between
     finally: stop.set()
+
 @patch
 async def astream(self:Timeout, call):
     it,limit,end,none = aiter(call()),self.first,self.clock.now()+self.seconds,object()
@@ -351,9 +352,6 @@ class Breaker(Guard):
         with self._lock: moved = self._judge(ok) if era==self._era else ''
         if moved: self.note(moved, logging.WARNING)
 
-
-
-
 # %% ../nbs/components/resilience.ipynb #1efa869f
 @patch
 def _judge(self:Breaker, ok): # under the lock
@@ -363,6 +361,7 @@ def _judge(self:Breaker, ok): # under the lock
     if ok is None or self.state=='open': return ''
     self._last.append(ok)
     return self._move('open') if len(self._last)>=self.least and self._last.count(False)>=self.share*len(self._last) else ''
+
 @patch
 def _move(self:Breaker, state):
     self.state,self._since,self._era = state,self.clock.now(),self._era+1

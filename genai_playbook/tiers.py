@@ -196,6 +196,7 @@ def pieces(self:Fallback, prompt:Prompt)->Iterator[str]:
         if told: return
         self._why(name, tried, None)
     self.note('nobody answered')
+
 @patch
 async def apieces(self:Fallback, prompt:Prompt)->AsyncIterator[str]:
     "A stream in an event loop"
