@@ -30,7 +30,7 @@ class Section(BaseModel):
     severity:float = Field(.2, gt=0, le=1, description='Share of the words that slips touch')
     flips:float = Field(.1, gt=0, lt=1, description='Largest share of answers that a harmless change may flip')
     perturbations:list[str] = Field([], description='Names of the changes that must be harmless here; none: all there are')
-    survived:float = Field(1., gt=0, le=1, description='Share of odd inputs that must get a useful reply or a clear refusal')
+    failures:int = Field(0, ge=0, description='Odd inputs that may get neither a reply nor a clear refusal')
     faults:float = Field(.2, gt=0, le=1, description='Share of calls to the model that fail in the drill')
     answered:float = Field(.99, gt=0, lt=1, description='Share of requests that must be answered while calls fail')
     patience:float = Field(20., gt=0, description='Seconds after which an answer comes too late')
@@ -47,7 +47,7 @@ GATES = [
         advice='Train on misspelt messages, or mend spelling before the model (genai_playbook.mender as an input guard); the second is tried in this chapter.'),
     GateSpec('ROB02', 'Answers flipped by harmless changes', 'flip rate', 'robustness.flips', .1, direction='<=', hard=False,
         advice='Start with the family of perturbations that flips most: cleansing undoes Unicode and style, training helps with wording.'),
-    GateSpec('ROB03', 'Odd inputs are survived', 'share of odd inputs survived', 'robustness.survived', 1.,
+    GateSpec('ROB03', 'Odd inputs that are not survived', 'odd inputs that crash, hang or get nothing', 'robustness.failures', 0., direction='<=', unit='count',
         advice='Read the inputs that failed; refuse them in an input guard with a sentence that says what to do.'),
     GateSpec('ROB04', 'Answered while calls fail', 'share answered under faults', 'robustness.answered', .99, plan=n_zero_failures,
         advice='Name fallbacks in the card: rules, answers written beforehand, at last a sentence. A time-out and a retry with a budget come before them.'),
