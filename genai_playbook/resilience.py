@@ -45,6 +45,7 @@ class FakeClock(Clock):
 
 # %% ../nbs/components/resilience.ipynb #e6a1e555
 log = logging.getLogger('genai_playbook.resilience')
+log.addHandler(logging.NullHandler()) # silent until a service asks to hear it
 
 class Policy:
     "What the policies share: a name, counts, and a wrapper for functions, coroutines and streams"
