@@ -251,16 +251,18 @@ class Card(Rows):
     def system(self)->'Model':
         "What users would meet: the model behind the card's prompt, guards and fallbacks"
         from genai_playbook.system import System
+        from genai_playbook.tiers import card_tiers
         spec = self.spec
-        return System(self.model(), spec.prompt.system, spec.guards.input, spec.guards.output, [f.text for f in spec.fallbacks], folder=self.folder)
+        return System(self.model(), spec.prompt.system, spec.guards.input, spec.guards.output, card_tiers(self), folder=self.folder)
 
     def digests(self)->dict[str,str]:
         "What evidence depends on, a digest each; owners, the wording of the promise and reasons do not count"
         from genai_playbook.models import digest_of, resolve, source_of
+        from genai_playbook.tiers import card_tiers
         d = self.spec.model_dump(mode='json', exclude={'owners':True, 'outcome':{'promise'}, 'gates':{'__all__':{'because'}}, 'exemptions':{'__all__':{'owner','reason'}}})
         d |= (parts := {k: own for k,v in self.sections.items() if (own := v.model_dump(mode='json', exclude_defaults=True))}) # what only repeats a default says nothing
         guards = [(g, source_of(resolve(g, self.folder))) for g in self.spec.guards.input + self.spec.guards.output]
-        made = dict(card=d, prompt=d['prompt'], guards=[d['guards'], guards], fallbacks=d['fallbacks'], thresholds=[parts, d['service_levels'], d['gates']])
+        made = dict(card=d, prompt=d['prompt'], guards=[d['guards'], guards], fallbacks=[d['fallbacks'], *(t.digest for t in card_tiers(self) if not isinstance(t, str))], thresholds=[parts, d['service_levels'], d['gates']])
         files = {f'data.{k}': hashlib.sha256(f.read_bytes()).hexdigest() for k in ('evaluation','reviews','training') if (f := self.file(k))}
         return {k: digest_of(v) for k,v in (made | self._instruments()).items()} | files | dict(model=self._model.digest)
 
@@ -275,7 +277,7 @@ class Card(Rows):
         "What a model card says of the POC before any number; no secrets, no prompts"
         spec,data = self.spec,self.spec.data
         return {'Model': _model_line(spec.model, self.folder), 'Data': data.evaluation + (' (private)' if data.private else ''), 'Risk tier': spec.risk_tier, 'Guards before': spec.guards.input, 'Guards behind': spec.guards.output,
-                'Fallbacks': [f.text for f in spec.fallbacks], 'Hardware': spec.hardware.name, 'Owners': spec.owners.model_dump(exclude_none=True), 'Left out': {e.chapter: f'{e.reason} ({e.owner})' for e in spec.exemptions}}
+                'Fallbacks': [f.told for f in spec.fallbacks], 'Hardware': spec.hardware.name, 'Owners': spec.owners.model_dump(exclude_none=True), 'Left out': {e.chapter: f'{e.reason} ({e.owner})' for e in spec.exemptions}}
 
     def _repr_markdown_(self)->str: return card_face(self)
 
@@ -321,7 +323,7 @@ _NO_FILE = '(none)' # stands in while the card's own `data` cannot be read
 
 def _check_files(spec:CardSpec, folder:Path)->list[tuple[tuple,str]]:
     "Files must exist, and have the columns that the card names"
-    names = {('data', k): getattr(spec.data, k) for k in ('evaluation','reviews','training')} | ({('model','path'): spec.model.path} if spec.model.kind=='recorded' else {})
+    names = {('data', k): getattr(spec.data, k) for k in ('evaluation','reviews','training')} | {('fallbacks', i, 'answers'): f.answers for i,f in enumerate(spec.fallbacks)} | ({('model','path'): spec.model.path} if spec.model.kind=='recorded' else {})
     res = [(at, why) for at,name in names.items() if name is not None and (why := _check_file(name, folder))]
     bad = {at for at,_ in res}
     if spec.model.kind=='transformers' and (why := _check_model_path(spec.model.path, folder)): res.append((('model','path'), why))

@@ -11,7 +11,7 @@ __all__ = ['Share', 'Positive', 'NotNegative', 'Count', 'Text', 'LogFormat', 'Mo
 # %% ../nbs/foundations/card_keys.ipynb #4704babc
 import re
 from typing import Annotated, Literal
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # %% ../nbs/foundations/card_keys.ipynb #46856ef7
 class Part(BaseModel):
@@ -158,8 +158,23 @@ class Guards(Part):
     output:list[Text] = Field([], description='Checks of what the model answers, in order')
 
 class Fallback(Part):
-    "What answers when the model cannot or may not"
-    text:Text = Field(description='The answer given instead')
+    "What answers when the model cannot or may not: one of `rules`, `answers`, `model`, `text`"
+    text:Text|None = Field(None, description='The answer given instead, the same for everybody')
+    answers:Text|None = Field(None, description='Answers written beforehand: a table with the columns `question` and `answer`, relative to the card')
+    similarity:Share = Field(.7, description='How near a question of that table must be, 0 to 1 (cosine of letter groups)')
+    rules:Annotated[str, AfterValidator(_target)]|None = Field(None, description='Rules in code, `module:function`: prompt in, answer out, or None where no rule applies')
+    model:ModelSpec|None = Field(None, description='Another model, with the keys of `model`')
+    floor:Share = Field(0., description='Share of its answers that must be right; it is measured on the evaluation data')
+
+    @model_validator(mode='after')
+    def _one_kind(self):
+        if sum(v is not None for v in (self.text, self.answers, self.rules, self.model))!=1: raise ValueError('a fallback is exactly one of `rules`, `answers`, `model` and `text`')
+        return self
+
+    @property
+    def told(self)->str:
+        "What it is, for a page"
+        return self.text or (f'rules {self.rules}' if self.rules else f'answers in {self.answers}' if self.answers else f'model of kind {self.model.kind}')
 
 # %% ../nbs/foundations/card_keys.ipynb #6a02c0a0
 class Owners(Part):

@@ -179,8 +179,8 @@ def _render(self:TransformersModel, prompt:Prompt)->str:
 
 @patch
 def _tokens(self:TransformersModel, texts:list[str])->list[list[int]]:
-    tok = self.loaded.tok
-    return tok(texts, add_special_tokens=not tok.chat_template).input_ids if texts else [] # a chat template writes its own special tokens
+    tok,texts = self.loaded.tok,[t.encode('utf8', 'replace').decode() for t in texts] # half a surrogate pair is no text to a tokenizer, and would fail the whole batch
+    return tok(texts, add_special_tokens=not tok.chat_template, verbose=False).input_ids if texts else [] # a chat template writes its own special tokens
 
 @patch
 def _checked(self:TransformersModel, ids:list[int])->list[int]:

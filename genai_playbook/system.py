@@ -9,7 +9,9 @@ __all__ = ['MOST_STUCK', 'GUARD_SECONDS', 'handed_over', 'check', 'passes', 'Sho
 import concurrent.futures, contextvars, copy, functools, inspect, os, queue, threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from .models import Answer, BadPrompt, Chunk, Model, Progress, Prompt, RowPrompt, as_messages, digest_of, failed, resolve, source_of, wait
+if TYPE_CHECKING: from genai_playbook.tiers import Tier
 
 # %% ../nbs/foundations/system.ipynb #9f5b0c11
 MOST_STUCK = 32 # threads that may hang before nothing passes any more
@@ -108,7 +110,7 @@ class System(Model):
         system_prompt:str|None=None, # what the model is told before any user
         guards_in:Iterable[str|Callable]=(), # 'module:function' or functions, applied to every message of the user
         guards_out:Iterable[str|Callable]=(), # applied to the answer
-        fallbacks:Iterable[str]=(), # texts in the order they are tried; one that is empty or does not pass the output guards is skipped
+        fallbacks:Iterable['str|Tier']=(), # texts and tiers in the order they are tried; an answer that is empty or does not pass the output guards is skipped
         folder:str|Path|None=None # where guards named 'module:function' are looked for first
     ):
         load = lambda gs: [resolve(g, folder) if isinstance(g, str) else g for g in gs]
@@ -122,11 +124,11 @@ class System(Model):
     @property
     def digest(self)->str:
         guards = [[(getattr(g, '__qualname__', ''), source_of(g)) for g in gs] for gs in (self.guards_in, self.guards_out)]
-        return digest_of('system', self.model.digest, self.system_prompt, guards, self.fallbacks)
+        return digest_of('system', self.model.digest, self.system_prompt, guards, [getattr(t, 'digest', t) for t in self.fallbacks])
     @property
     def uncached(self)->Model:
         res = copy.copy(self)
-        res.model = self.model.uncached
+        res.model,res.fallbacks = self.model.uncached,[getattr(t, 'uncached', t) for t in self.fallbacks]
         return res
 
     guard_seconds = GUARD_SECONDS # for all guards of a text together
@@ -142,24 +144,27 @@ class System(Model):
         if self.system_prompt: return [dict(role='system', content=self.system_prompt)] + res
         return res[0]['content'] if isinstance(prompt, str) else res
 
-    def _instead(self, answer, tier):
+    def _instead(self, answer, tier, asked=None): # without `asked`, which no guard has let in, only texts answer
         answer.tier,answer.text = tier,''
-        for text in self.fallbacks:
-            if (passed := passes(self.guards_out, text)) and passed.strip(): answer.text,answer.error = passed,None; return answer
+        for t in self.fallbacks:
+            text = t if isinstance(t, str) else t.one(asked) if asked is not None else None
+            if not text or not (passed := passes(self.guards_out, text)) or not passed.strip(): continue
+            answer.text,answer.error,answer.tier = passed,None,getattr(t, 'name', tier)
+            return answer
         if tier=='guard': answer.error = answer.error or 'blocked by a guard, and no fallback is left'
         return answer
 
-    def _finish(self, answer):
-        if answer.error or not answer.text.strip(): return self._instead(answer, 'fallback') if self.fallbacks else answer
+    def _finish(self, answer, asked):
+        if answer.error or not answer.text.strip(): return self._instead(answer, 'fallback', asked) if self.fallbacks else answer
         text = passes(self.guards_out, answer.text, self.guard_seconds)
-        if text is None: return self._instead(answer, 'guard')
+        if text is None: return self._instead(answer, 'guard', asked)
         answer.text,answer.tier = text,'model'
         return answer
 
     def answer(self, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
         asked = [self._ask(p) for p in prompts]
         found = iter(self.model.answer([a for a in asked if not isinstance(a, Answer)], progress))
-        return [a if isinstance(a, Answer) else self._finish(copy.copy(next(found))) for a in asked]
+        return [a if isinstance(a, Answer) else self._finish(copy.copy(next(found)), a) for a in asked]
 
     def stream(self, prompt:Prompt)->Iterator[Chunk]:
         asked,shown = self._ask(prompt),Shown(self.guards_out, self.guard_seconds)
@@ -167,7 +172,7 @@ class System(Model):
             yield Chunk(asked.text, 0., 0, asked)
             return
         for c in self.model.stream(asked):
-            if piece := self._piece(c, shown): yield piece
+            if piece := self._piece(c, shown, asked): yield piece
             if shown.ended: return
 
     def streams(self, prompts:list[Prompt], limits:list[int|None]|None=None, gone:Callable[[int],bool]=lambda i: False)->Iterator[list[tuple[int,Chunk]]]:
@@ -177,21 +182,21 @@ class System(Model):
         rows = [i for i,a in enumerate(asked) if not isinstance(a, Answer)]
         left = lambda r: gone(rows[r]) or shown[rows[r]].ended
         for step in self.model.streams([asked[i] for i in rows], limits and [limits[i] for i in rows], left) if rows else ():
-            if out := [(rows[r], piece) for r,c in step if (piece := self._piece(c, shown[rows[r]]))]: yield out
+            if out := [(rows[r], piece) for r,c in step if (piece := self._piece(c, shown[rows[r]], asked[rows[r]]))]: yield out
 
-    def _piece(self, c, shown)->Chunk|None: # what the user may see of a piece
+    def _piece(self, c, shown, asked)->Chunk|None: # what the user may see of a piece
         if shown.ended: return None
         shown.tokens += c.tokens
         text = shown.feed(c.text, c.answer is not None) if c.answer is None or shown.text else ''
         if c.answer is None and text=='' and self.guards_out: return None
-        if c.answer is not None or text is None: return self._last(c, text, shown)
+        if c.answer is not None or text is None: return self._last(c, text, shown, asked)
         tokens,shown.tokens = shown.tokens,0
         return Chunk(text, c.seconds, tokens)
 
-    def _last(self, c, text, shown): # a word that was shown is not taken back, and what was not approved is not shown
+    def _last(self, c, text, shown, asked): # a word that was shown is not taken back, and what was not approved is not shown
         shown.ended,told = True,shown.text
         answer = copy.copy(c.answer) or Answer(finish_reason='content_filter', tokens_out=None)
-        if not told: answer = self._finish(answer) if text is not None else self._instead(answer, 'guard')
+        if not told: answer = self._finish(answer, asked) if text is not None else self._instead(answer, 'guard', asked)
         elif text is None: answer.text,answer.tier,answer.finish_reason,answer.error = told,'guard','content_filter','a guard stopped this answer after its beginning was shown'
         else: answer.text,answer.tier = told,None if answer.error else 'model'
         return Chunk((text or '') if told else answer.text, c.seconds, shown.tokens, answer)
