@@ -110,7 +110,7 @@ def answer(
     out: Annotated[Path, typer.Argument(help='Folder for part-000000.parquet and so on.')],
     chunk: Annotated[int, typer.Option(min=1, help='Rows that a worker holds in memory.')] = 10_000,
     executor: Annotated[str, typer.Option(help='threads (here), dask:local, or dask:ADDRESS of a scheduler.')] = 'threads',
-    jobs: Annotated[int|None, typer.Option(min=1, help='Chunks under way at once.')] = None,
+    jobs: Annotated[int|None, typer.Option(min=1, help='Chunks under way at once on a cluster.')] = None,
 ):
     "Answer a file of prompts, in chunks that are stored as they are finished; what was answered before is not asked again."
     from genai_playbook.scaling import answer_file

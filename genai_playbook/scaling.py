@@ -66,14 +66,19 @@ def _crossed(poc, other, folder: Path) -> Path:
     return folder/'poc.yaml'
 
 
+def _named(pocs: Sequence[str|Path]) -> dict:  # name: (card, what it was called)
+    from genai_playbook.card import load_card
+    cards = {c.name: (c, str(p)) for p in pocs for c in [load_card(p)]}
+    if len(cards) < len(pocs): raise PlaybookError('Two of these cards have the same `poc` name: rename one, their evidence would lie in one folder.')
+    return cards
+
+
 def matrix_cards(
     pocs: Sequence[str|Path],  # cards
     folder: Path,  # where cards of new combinations go
 ) -> dict[tuple[str, str], str]:  # (POC, whose model): a card to run
     "Every model of these cards with every POC of them; raises PlaybookError when two cards have one name"
-    from genai_playbook.card import load_card
-    cards = {c.name: (c, str(p)) for p in pocs for c in [load_card(p)]}
-    if len(cards) < len(pocs): raise PlaybookError('Two of these cards have the same `poc` name: rename one, their evidence would lie in one folder.')
+    cards = _named(pocs)
     own = lambda a, b: a if a == b else f'{a}-with-{b}'
     return {(a, b): cards[a][1] if a == b else str(_crossed(cards[a][0], cards[b][0], folder/own(a, b))) for a in cards for b in cards}
 
@@ -82,18 +87,12 @@ def run_matrix(
     pocs: Sequence[str|Path],  # cards
     cross: bool = True,  # every model with every POC; False: each card as it is
     out: str|Path = 'evidence',
-    each: Callable[[str], None] = lambda card: None,  # told before each run
     **options,  # of `run`
 ) -> dict[tuple[str, str], dict]:  # (POC, whose model): what `run` gave
     "One run after the other, because chapters that measure time want the machine for themselves; each spreads its chapters as `run` does"
-    from genai_playbook.card import load_card
     from genai_playbook.runner import run
-    cards = matrix_cards(pocs, Path('evidence' if '://' in str(out) else out).resolve()/'cards') if cross else {(n, n): str(p) for p in pocs for n in [load_card(p).name]}
-    res = {}
-    for key, card in cards.items():
-        each(card)
-        res[key] = run(card, out=out, **options)
-    return res
+    cards = matrix_cards(pocs, Path('evidence' if '://' in str(out) else out).resolve()/'cards') if cross else {(n, n): p for n, (_, p) in _named(pocs).items()}
+    return {key: run(card, out=out, **options) for key, card in cards.items()}
 
 
 # --- a million answers ---------------------------------------------------------------------------
@@ -101,6 +100,7 @@ def _chunks(path: Path, size: int) -> Iterator:
     "DataFrames of at most `size` rows, one after the other"
     import pandas as pd
     kind = path.suffix.lower()
+    if not path.stat().st_size: return
     if kind == '.csv': yield from pd.read_csv(path, dtype=str, keep_default_na=False, chunksize=size)
     elif kind in ('.jsonl', '.ndjson'): yield from pd.read_json(path, lines=True, dtype=False, chunksize=size)
     elif kind == '.parquet':
@@ -110,12 +110,12 @@ def _chunks(path: Path, size: int) -> Iterator:
 
 
 @lru_cache(maxsize=1)
-def _card(poc: str):
+def _system(poc: str, digest: str):  # a worker lives on when the card has changed
     from genai_playbook.card import load_card
-    return load_card(poc)
+    return load_card(poc).system().uncached
 
 
-def _answer_part(poc: str, rows, part: str, key: str) -> int:
+def _answer_part(poc: str, digest: str, rows, part: str, key: str) -> int:
     "Answer a chunk and store it whole; what a worker does"
     from dataclasses import asdict
     from io import BytesIO
@@ -123,7 +123,7 @@ def _answer_part(poc: str, rows, part: str, key: str) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from genai_playbook.report import write_whole
-    answers = pd.DataFrame([asdict(a) for a in _card(poc).system().uncached.answer(list(rows['prompt'].astype(str)))])
+    answers = pd.DataFrame([asdict(a) for a in _system(poc, digest).answer(list(rows['prompt'].astype(str)))])
     table = pa.Table.from_pandas(pd.concat([rows.reset_index(drop=True), answers.add_prefix('answer_').rename(columns={'answer_text': 'answer'})], axis=1), preserve_index=False)
     buffer = BytesIO()
     pq.write_table(table.replace_schema_metadata({'genai_playbook': key}), buffer)
@@ -137,28 +137,35 @@ def _valid(part: Path, key: str) -> bool:
     except (OSError, ValueError): return False
 
 
+def _readable(prompts: Path):
+    if not prompts.is_file(): raise PlaybookError(f'There is no file {prompts}.')
+    try: import pyarrow  # noqa: F401
+    except ImportError: raise PlaybookError('Answers are stored as Parquet, which needs pyarrow: pip install "genai-playbook[dask]".') from None
+
+
 def answer_file(
     poc: str|Path,  # a card: its system answers
     prompts: str|Path,  # .csv, .jsonl or .parquet with a column `prompt`
     out: str|Path,  # folder of part-000000.parquet, part-000001.parquet …
     chunk: int = 10_000,  # rows that are in memory for each worker
     executor: str|Executor = 'threads',
-    jobs: int|None = None,  # chunks under way at once; None: one in this process, whose model uses all cores, or what the cluster has
+    jobs: int|None = None,  # chunks under way at once on an executor; None: as many as it has workers. In this process it is one, whose model uses all cores
     progress: Callable[[int], None] = lambda rows: None,  # told how many rows are done
 ) -> int:  # rows
     "Answer any number of prompts with bounded memory; a chunk that was answered before, by the same system from the same rows, is not asked again"
     from pandas import util
-    poc, prompts, out = str(poc), Path(prompts).resolve(), Path(out).resolve()
+    from genai_playbook.card import load_card
+    card, prompts, out = load_card(poc), Path(prompts).resolve(), Path(out).resolve()
+    _readable(prompts)
     out.mkdir(parents=True, exist_ok=True)
-    system, done, running = _card(poc).system().digest, 0, set()
-    where = poc if _card(poc).bundled else str(_card(poc).path)
-    with executor_for(executor, jobs or (1 if executor == 'threads' else None)) as (pool, n):
+    system, where, done, running = card.system().digest, card.name if card.bundled else str(card.path), 0, set()
+    with executor_for(executor, jobs) as (pool, n):
         for i, rows in enumerate(_chunks(prompts, chunk)):
             if 'prompt' not in rows: raise PlaybookError(f'{prompts.name} has no column `prompt`; it has {", ".join(map(str, rows.columns[:8]))}.')
             part, key = out/f'part-{i:06}.parquet', hashlib.sha256(system.encode() + util.hash_pandas_object(rows.astype(str), index=False).values.tobytes()).hexdigest()
             if _valid(part, key): done += len(rows)
-            elif pool is None: done += _answer_part(where, rows, str(part), key)
-            else: running.add(pool.submit(_answer_part, where, rows, str(part), key))
+            elif pool is None: done += _answer_part(where, system, rows, str(part), key)
+            else: running.add(pool.submit(_answer_part, where, system, rows, str(part), key))
             progress(done)
             while len(running) >= n:
                 ready, running = wait(running, return_when=FIRST_COMPLETED)

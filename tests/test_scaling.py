@@ -109,6 +109,7 @@ def test_the_bundled_pocs_cross_too(tmp_path):
 
 def test_what_cannot_be_crossed_is_said(card, tmp_path):
     with pytest.raises(PlaybookError, match='same `poc` name'): matrix_cards([card(), card()], tmp_path/'cards')
+    with pytest.raises(PlaybookError, match='same `poc` name'): run_matrix([card(), card()], cross=False, out=tmp_path/'evidence')
     card('first'), card('second', 'upper')
     (tmp_path/'second/answers.py').write_text(CODE + '# another\n')
     with pytest.raises(PlaybookError, match='answers.py lies beside both'): matrix_cards([tmp_path/'first', tmp_path/'second'], tmp_path/'cards')
@@ -142,6 +143,20 @@ def test_results_do_not_depend_on_who_answers(card, tmp_path, pool):
     for name, e in (('a', 'threads'), ('b', pool)): answer_file(card(), path, tmp_path/name, chunk=7, executor=e)
     a, b = (pd.read_parquet(tmp_path/n).drop(columns=['answer_seconds']) for n in 'ab')
     pd.testing.assert_frame_equal(a, b)
+
+
+def test_a_card_that_changed_answers_anew(card, tmp_path):
+    path, out = prompts(tmp_path, 5), tmp_path/'parts'
+    answer_file(card(), path, out)
+    card(fn='upper')
+    assert answer_file(card(fn='upper'), path, out) == 5 and list(pd.read_parquet(out).answer)[0] == 'P 0'
+
+
+def test_no_prompts_are_no_answers(card, tmp_path):
+    for name, content in (('a.csv', ''), ('b.csv', 'prompt\n'), ('c.jsonl', '')):
+        (tmp_path/name).write_text(content)
+        assert answer_file(card(), tmp_path/name, tmp_path/'parts') == 0
+    with pytest.raises(PlaybookError, match='There is no file'): answer_file(card(), tmp_path/'d.csv', tmp_path/'parts')
 
 
 @pytest.mark.parametrize('name, content, says', [('a.txt', 'x', 'csv, .jsonl or .parquet'), ('a.csv', 'prmpt\nx\n', 'no column `prompt`')])
