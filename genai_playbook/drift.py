@@ -9,7 +9,7 @@ __all__ = ['EXACT', 'FLOORS', 'NUMBERS', 'DRIFT', 'QUIET', 'TOO_LITTLE', 'NO_DAT
 
 # %% ../nbs/components/drift.ipynb #7896c150
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 import numpy as np
 from .comparing import benjamini_hochberg

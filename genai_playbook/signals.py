@@ -9,8 +9,7 @@ __all__ = ['REFUSAL', 'PERSONAL', 'TOXIC', 'words', 'grounded', 'Signals']
 import math, re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-import numpy as np
+from dataclasses import dataclass
 from .errors import PlaybookError
 
 # %% ../nbs/components/signals.ipynb #1c0c6c6a
