@@ -135,7 +135,7 @@ def mmd(
     reference:np.ndarray, # rows of numbers
     window:np.ndarray, # likewise
     permutations:int=999,
-    most:int=500, # rows of each side, drawn when there are more
+    most:int=200, # rows of each side, drawn when there are more
     seed:int=0
 )->Test: # effect is MMD² divided by the kernel's mean within the reference
     "Unbiased maximum mean discrepancy with a permutation test (Gretton et al. 2012)"

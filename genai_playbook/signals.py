@@ -10,6 +10,7 @@ import math, re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from .confidence import sequence_likelihood
 from .errors import PlaybookError
 
 # %% ../nbs/components/signals.ipynb #1c0c6c6a
@@ -62,7 +63,7 @@ class Signals:
         "Signals of what went out"
         text = answer.text if answer.error is None else ''
         return dict(answer_words=len(words(text)), refused='yes' if REFUSAL.search(text) else 'no', failed='yes' if answer.error or not text.strip() else 'no', grounded=grounded(text, source),
-            personal='yes' if PERSONAL.search(text) else 'no', confidence=math.exp(answer.logprob) if answer.logprob is not None else math.nan)
+            personal='yes' if PERSONAL.search(text) else 'no', confidence=float(sequence_likelihood([answer])[0]))
 
     def __call__(self, message:str, answer, source:str|None=None)->dict[str,float|str]:
         "All of them"
