@@ -134,7 +134,7 @@ def _kernel(x, rows=500): # Gaussian, width: median distance of different rows
 def mmd(
     reference:np.ndarray, # rows of numbers
     window:np.ndarray, # likewise
-    permutations:int=999,
+    permutations:int=499,
     most:int=200, # rows of each side, drawn when there are more
     seed:int=0
 )->Test: # effect is MMD² divided by the kernel's mean within the reference

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'FLOORS', 'STRANGE', 'INSULTS', 'THREAD', 'PRIVATE', 'family_of', 'observe', 'pd_frame', 'columns_of',
-           'Fault', 'faults', 'reshuffled', 'struck', 'alarm_families', 'Drill', 'run_drill', 'recall_table',
+           'Fault', 'faults', 'pool_of', 'reshuffled', 'struck', 'alarm_families', 'Drill', 'run_drill', 'recall_table',
            'score_table', 'plot_recall']
 
 # %% ../nbs/components/planted.ipynb #471838a7
 import math, re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
 from .drift import DRIFT, Drift, Reference
 from .errors import PlaybookError
-from .models import Answer
 
 # %% ../nbs/components/planted.ipynb #5d70669e
 FAMILIES = dict(inputs=('words','characters','capitals','digits','punctuation'), language=('unseen','common'), topics=('topic','vectors'), outputs=('answer_words','refused','failed'),
@@ -73,7 +72,7 @@ PRIVATE = [' You can reach them at j.moran38@example.com.', ' Call +1 555 018 77
 def _each(rows, column, f): return rows.assign(**{column: [f(v) for v in rows[column]]})
 
 def _with_text(a, text, **kw): # an answer with another text; its confidence stays what it was
-    return Answer(**a.__dict__ | dict(text=text) | kw)
+    return replace(a, text=text, **kw)
 
 def _shift_topic(rows, rng): # everybody asks about what the rarest large enough topic is about
     if 'intent' not in rows: return rows.iloc[np.argsort(rows['message'].str.len().to_numpy(), kind='stable')[:max(1, len(rows)//10)]]
@@ -89,20 +88,38 @@ def _refuse(rows, rng):
     return rows.assign(answer=[_with_text(a, 'Sorry, we cannot pay in this case.') for a in rows['answer']], feedback=rows['feedback'].where(rows['feedback'].isna(), 0.))
 
 def faults(
-    groups:Sequence[str]=() # of the data; the last in order of the alphabet is the one treated worse
+    groups:Sequence[str]=(), # of the data; the last in order of the alphabet is the one treated worse
+    template:str='{prompt}' # of the card
 )->list[Fault]:
     "The nine faults"
     pick = lambda texts, rng, n: [texts[i] for i in rng.integers(0, len(texts), n)]
-    of = [Fault('topic shift', 'one topic becomes four times as common', _shift_topic),
+    of = [Fault('topic shift', 'a quarter of all requests turns to one topic', _shift_topic),
         Fault('language shift', 'new customers write in other languages', lambda r, rng: r.assign(message=pick(STRANGE, rng, len(r))), asks=True),
         Fault('longer prompts', 'a client pastes the whole thread', lambda r, rng: _each(r, 'message', lambda m: m+THREAD*2), asks=True),
-        Fault('broken template', 'facts are no longer filled in', lambda r, rng: r.assign(source='{context}', message=['{prompt}']*len(r)), asks=True),
+        Fault('broken template', 'the prompt is sent with its placeholders', lambda r, rng: r.assign(source=template), asks=True),
         Fault('quality drop', "answers are somebody else's, as sure as ever", _swap_answers),
         Fault('toxic wave', 'users insult the assistant', lambda r, rng: r.assign(message=[f'{a} {m}' for a,m in zip(pick(INSULTS, rng, len(r)), r['message'])]), asks=True, shares=(.05,)*4),
         Fault('PII wave', 'answers hold personal data', lambda r, rng: r.assign(answer=[_with_text(a, a.text+t) for a,t in zip(r['answer'], pick(PRIVATE, rng, len(r)))]), shares=(.05,)*4),
         Fault('cost creep', 'each release reads and writes more tokens', lambda r, rng: _each(r, 'answer', lambda a: _with_text(a, a.text, tokens_in=math.ceil((a.tokens_in or 20)*1.5), tokens_out=math.ceil((a.tokens_out or 10)*1.5))), shares=(.1,.2,.3,.4))]
     if len(groups)>1: of.append(Fault('unfair creep', f'{max(groups)} are refused more often week by week', _refuse, where=lambda r: (r['group']==max(groups)).to_numpy(), shares=(.05,.1,.2,.3)))
     return of
+
+# %% ../nbs/components/planted.ipynb #9f3bde81
+def pool_of(
+    fault:Fault,
+    traffic, # DataFrame, as `observe` takes it
+    rng,
+    ask:Callable|None=None, # prompts -> answers; None: nobody can be asked, so the answers stay as they are
+    n:int=200 # requests
+): # DataFrame of traffic
+    "Requests that the fault has hit"
+    can = traffic if fault.where is None else traffic[fault.where(traffic)]
+    rows = can if fault.change is _shift_topic else can.iloc[np.sort(rng.permutation(len(can))[:n])]
+    res = fault.change(rows, rng).reset_index(drop=True)
+    if not fault.asks: return res
+    old = rows.reset_index(drop=True)
+    sent = [s if s!=was else s.replace(m, new) if m else new for s,was,m,new in zip(res['source'], old['source'], old['message'], res['message'])]
+    return res.assign(source=sent, feedback=math.nan, answer=ask(sent) if ask else res['answer'])
 
 # %% ../nbs/components/planted.ipynb #6db1d7c7
 def reshuffled(
