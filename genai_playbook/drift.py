@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['EXACT', 'FLOORS', 'NUMBERS', 'DRIFT', 'QUIET', 'TOO_LITTLE', 'NO_DATA', 'Test', 'ks', 'mann_whitney', 'chi_square',
            'psi', 'decile_bins', 'psi_test', 'mmd', 'Finding', 'Drift', 'Profile', 'is_number', 'profile', 'compare',
-           'Reference', 'Window', 'windows', 'Stream']
+           'design_of', 'Reference', 'Window', 'windows', 'Stream']
 
 # %% ../nbs/components/drift.ipynb #7896c150
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import numpy as np
 from .comparing import benjamini_hochberg
 from .errors import PlaybookError
-from .stats import scores
+from .stats import design_effect, intraclass, scores
 
 # %% ../nbs/components/drift.ipynb #23450f65
 EXACT = 10_000 # product of the two sizes up to which p-values are exact
@@ -39,7 +39,8 @@ def _exact_ks(n, m, d): # chance that a path from (0,0) to (n,m) leaves the band
 
 def ks(
     reference:np.ndarray, # sorted numbers without nan
-    window:np.ndarray # likewise
+    window:np.ndarray, # likewise
+    design:float=1. # design effect of clustered rows, at least 1
 )->Test: # effect is D itself, 0 … 1
     "Two-sample Kolmogorov-Smirnov test (Hodges 1958): exact for small samples, otherwise the limit distribution with the effective n"
     from scipy.stats import kstwo
@@ -47,8 +48,8 @@ def ks(
     if not min(n, m): return Test(math.nan, math.nan, math.nan)
     gaps = [np.searchsorted(reference, window, side)/n - np.searchsorted(window, window, side)/m for side in ('left','right')]
     d = float(np.abs(gaps).max())
-    if n*m<=EXACT: return Test(d, _exact_ks(n, m, d), d)
-    return Test(d, float(kstwo.sf(d, max(1, round(n*m/(n+m))))), d)
+    if n*m<=EXACT and design==1: return Test(d, _exact_ks(n, m, d), d)
+    return Test(d, float(kstwo.sf(d, max(1, round(n*m/(n+m)/design)))), d)
 
 # %% ../nbs/components/drift.ipynb #c7f8df5c
 def _ties(reference, window): # Σ(t³−t) over the values that both sides have together
@@ -60,7 +61,8 @@ def _ties(reference, window): # Σ(t³−t) over the values that both sides have
 
 def mann_whitney(
     reference:np.ndarray, # sorted numbers without nan
-    window:np.ndarray # likewise
+    window:np.ndarray, # likewise
+    design:float=1. # design effect of clustered rows, at least 1
 )->Test: # effect is |P(window > reference) − ½|, ties counted half: 0 … .5
     "Two-sided Mann-Whitney test (1947): exact for small samples without ties, otherwise normal with tie and continuity correction"
     from scipy.special import ndtr
@@ -69,15 +71,16 @@ def mann_whitney(
     if not min(n, m): return Test(math.nan, math.nan, math.nan)
     u = float(sum(np.searchsorted(reference, window, side).sum() for side in ('left','right'))/2)
     effect,ties = abs(u/n/m-.5),_ties(reference, window)
-    if n*m<=EXACT and not ties: return Test(u, float(mannwhitneyu(window, reference, method='exact').pvalue), effect)
-    var = n*m/12*(n+m+1-ties/(n+m)/(n+m-1))
+    if n*m<=EXACT and not ties and design==1: return Test(u, float(mannwhitneyu(window, reference, method='exact').pvalue), effect)
+    var = design*n*m/12*(n+m+1-ties/(n+m)/(n+m-1))
     z = max(0., abs(u-n*m/2)-.5)/math.sqrt(var) if var>0 else 0.
     return Test(u, float(2*ndtr(-z)), effect)
 
 # %% ../nbs/components/drift.ipynb #f928afef
 def chi_square(
     reference:Sequence[int], # count of each category
-    window:Sequence[int] # of the same categories
+    window:Sequence[int], # of the same categories
+    design:float=1. # design effect of clustered rows, at least 1 (Rao and Scott 1981)
 )->Test: # effect is the total variation distance, 0 … 1
     "Chi-square test of homogeneity; categories with an expected count under 5 are pooled (Cochran 1954)"
     from scipy.special import chdtrc
@@ -89,7 +92,7 @@ def chi_square(
     if rare.any(): table = np.c_[table[:,~rare], table[:,rare].sum(1)]
     table = table[:,table.sum(0)>0]
     expected = np.outer(n, table.sum(0))/n.sum()
-    x = float(((table-expected)**2/expected).sum())
+    x = float(((table-expected)**2/expected).sum())/design
     return Test(x, float(chdtrc(table.shape[1]-1, x)) if table.shape[1]>1 else 1., distance)
 
 # %% ../nbs/components/drift.ipynb #e9d21008
@@ -111,7 +114,8 @@ def decile_bins(
 
 def psi_test(
     reference:np.ndarray, # sorted numbers without nan
-    window:np.ndarray # likewise
+    window:np.ndarray, # likewise
+    design:float=1. # design effect of clustered rows, at least 1
 )->Test: # effect is PSI
     "PSI over the reference's deciles, with the p-value of its chi-square limit"
     from scipy.special import chdtrc
@@ -122,7 +126,7 @@ def psi_test(
     keep = (counts[0]+counts[1])>0
     e,o = ((c[keep]+.5)/(c[keep]+.5).sum() for c in counts)
     value = psi(e, o)
-    return Test(value, float(chdtrc(len(e)-1, value*n*m/(n+m))) if len(e)>1 else 1., value)
+    return Test(value, float(chdtrc(len(e)-1, value*n*m/(n+m)/design)) if len(e)>1 else 1., value)
 
 # %% ../nbs/components/drift.ipynb #252a0249
 def _kernel(x, rows=500): # Gaussian, width: median distance of different rows
@@ -191,6 +195,7 @@ class Profile:
     data:object # sorted numbers, counts by category, or a matrix
     n:int # known values
     missing:int
+    design:float = 1. # how many times larger the variance is because rows come in clusters
 
 def is_number(
     column # of a data frame
@@ -220,10 +225,21 @@ def compare(
     window:Profile # made with the same test
 )->Test:
     "The test that both profiles were made for"
-    if reference.test in NUMBERS: return NUMBERS[reference.test](reference.data, window.data)
+    if reference.test in NUMBERS: return NUMBERS[reference.test](reference.data, window.data, reference.design)
     if reference.test=='mmd': return mmd(reference.data, window.data)
     names = sorted({*reference.data, *window.data})
-    return chi_square([reference.data.get(k, 0) for k in names], [window.data.get(k, 0) for k in names])
+    return chi_square([reference.data.get(k, 0) for k in names], [window.data.get(k, 0) for k in names], reference.design)
+
+def design_of(
+    column, # a Series
+    clusters # a Series with a label for each row of the column's index
+)->float: # at least 1
+    "Design effect of a feature: that of its values, or of its commonest categories, whichever is largest"
+    x,labels = column.dropna(),clusters.reindex(column.dropna().index)
+    if not len(x): return 1.
+    parts = [x.astype(float)] if is_number(x) else [(x==v).astype(float) for v in x.value_counts().index[:5]]
+    rho = max([0., *(r for p in parts if not math.isnan(r := intraclass(p, labels)))])
+    return max(1., design_effect(labels.value_counts().to_numpy(), min(1., rho)))
 
 # %% ../nbs/components/drift.ipynb #5f44ca28
 class Reference:
@@ -233,23 +249,26 @@ class Reference:
         tests:Mapping[str,str]|None=None, # feature: ks, mann_whitney, psi, chi_square; others by the kind of the values
         floors:Mapping[str,float]|None=None, # test or feature: smallest effect that alarms
         alpha:float=.05, # share of false discoveries
-        min_n:int=100 # known values on each side below which a feature is not judged
+        min_n:int=100, # known values on each side below which a feature is not judged
+        clusters=None # a Series, indexed like the columns: which rows belong together; None: rows are independent
     ):
         if not len(columns): raise PlaybookError('a reference needs at least one feature')
         if not 0<alpha<1 or min_n<2: raise PlaybookError('alpha lies between 0 and 1, and min_n is at least 2')
         self.alpha,self.min_n,self.floors = alpha,min_n,FLOORS|dict(floors or {})
         self.profiles = {k: profile(columns[k], (tests or {}).get(k)) for k in columns}
+        if clusters is not None: self.profiles = {k: replace(p, design=design_of(columns[k], clusters)) if hasattr(columns[k], 'index') else p for k,p in self.profiles.items()}
 
     def _row(self, name, ref, win): # a finding without adjustment
         test = compare(ref, win) if min(ref.n, win.n)>=self.min_n else Test(math.nan, math.nan, math.nan)
         return name,ref.test,ref.n,win.n,test,self.floors.get(name, self.floors[ref.test])
 
-    def _rows(self, columns):
+    def _rows(self, columns): # a feature that vanished is missing in every row
+        rows = max(len(columns[k]) for k in columns)
         for k,ref in self.profiles.items():
-            win = profile(columns[k], ref.test) if k in columns else Profile(ref.test, {} if ref.test=='chi_square' else np.zeros(0), 0, 0)
+            win = profile(columns[k], ref.test) if k in columns else Profile(ref.test, {} if ref.test=='chi_square' else np.zeros(0), 0, rows)
             yield self._row(k, ref, win)
             if ref.missing or win.missing:
-                sides = [Profile('chi_square', dict(known=p.n, missing=p.missing), p.n+p.missing, 0) for p in (ref, win)]
+                sides = [Profile('chi_square', dict(known=p.n, missing=p.missing), p.n+p.missing, 0, ref.design) for p in (ref, win)]
                 yield self._row(f'{k} (missing)', *sides)
 
     def check(self,

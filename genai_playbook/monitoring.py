@@ -75,7 +75,7 @@ def sensitivity(
     faults:Sequence[Fault],
     pools:dict, # fault's name: requests it has hit
     shares:Sequence[float]=(.02,.05,.1,.2), # of the requests that can be hit
-    drills:int=5
+    drills:int=4
 ): # DataFrame: a row for each fault, a column for each share
     "Share of drills in which any monitor alarms in the first window"
     import pandas as pd

@@ -168,10 +168,12 @@ def run_drill(
     windows:int=4
 )->Drill:
     "Reshuffle, plant, and look at window after window"
-    table = table.iloc[reshuffled(clusters, rng)].reset_index(drop=True)
+    import pandas as pd
+    order = reshuffled(clusters, rng)
+    table,labels = table.iloc[order].reset_index(drop=True),pd.Series(np.asarray(clusters, dtype=str)[order])
     half = len(table)//2
     if half<size*windows: raise PlaybookError(f'{windows} windows of {size} requests after a usual period of as many take {2*windows*size:,} rows, and there are {len(table):,}')
-    ref,said = Reference(columns_of(table[:half]), floors=FLOORS),[]
+    ref,said = Reference(columns_of(table[:half]), floors=FLOORS, clusters=labels),[]
     for i in range(windows):
         part = table[half+i*size:half+(i+1)*size]
         if fault: part = struck(part, pool, fault.shares[min(i, len(fault.shares)-1)], rng, fault.where(part) if fault.where else None)

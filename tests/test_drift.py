@@ -68,6 +68,18 @@ def test_psi_of_one_population_follows_its_limit():
     assert .02 < np.mean(np.array(p) < .05) < .09
 
 
+def test_clusters_do_not_raise_false_alarms():
+    "Conversations of four alike requests: without the design effect more than 5 % of windows alarm, with it fewer"
+    rng, alarms = RNG(12), np.zeros(2)
+    def columns(n):
+        base = np.repeat(np.arange(n//4), 4)
+        return pd.DataFrame({f'x{i}': rng.normal(size=n//4)[base] + .1*rng.normal(size=n) for i in range(5)} | {'c': rng.choice(['a', 'b'], n//4)[base]}), pd.Series(base)
+    for _ in range(150):
+        (a, labels), (b, _) = columns(400), columns(400)
+        alarms += [Reference(a, clusters=c, floors=dict(ks=0., chi_square=0.)).check(b).verdict == DRIFT for c in (None, labels)]
+    assert alarms[0]/150 > .2 and clopper_pearson(alarms[1], 150, .90)[0] < .05
+
+
 def test_size_alone_never_alarms():
     rng = RNG(5)
     ref = Reference(dict(x=rng.normal(size=100_000), c=rng.choice(['a', 'b'], 100_000)))
@@ -92,7 +104,7 @@ def test_no_rows_and_no_columns():
 def test_a_feature_that_vanished_is_said():
     ref = Reference(pd.DataFrame(dict(x=RNG(7).normal(size=500), y=1.)))
     found = ref.check(pd.DataFrame(dict(y=[1.]*500)))
-    assert found.verdict == TOO_LITTLE and 'x' in found.note
+    assert found.verdict == DRIFT and found.features == ['x (missing)']
     gone = ref.check(pd.DataFrame(dict(x=[None]*500, y=[1.]*500)))
     assert gone.verdict == DRIFT and gone.features == ['x (missing)']
 
@@ -112,7 +124,7 @@ def test_mmd_false_alarms_and_power():
     assert mmd(np.zeros((5, 2)), np.zeros((5, 2))).p == 1.0
     ring = rng.normal(size=(300, 2))
     ring /= np.linalg.norm(ring, axis=1, keepdims=True)
-    assert mmd(rng.normal(size=(300, 2))*.7, ring).p <= .01  # same means and variances, another shape
+    assert mmd(rng.normal(size=(300, 2))*.7, ring, most=300).p <= .02  # same means and variances, another shape
 
 
 def test_windows_of_a_log_with_holes_and_odd_times():
