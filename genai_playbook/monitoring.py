@@ -25,7 +25,7 @@ class Section(BaseModel):
     recall:float = Field(.9, gt=0, lt=1, description='Smallest share of planted faults that some monitor must notice within four windows')
     delay:float = Field(2., ge=1, le=5, description='Most windows, on average, until a planted fault is noticed; 5 counts for never')
     complete:float = Field(.99, gt=0, lt=1, description='Smallest share of log lines with everything that monitoring needs')
-    text_in_log:float = Field(0., ge=0, lt=1, description='Largest share of log lines that hold what users wrote or read')
+    text_in_log:int = Field(0, ge=0, description='Log lines that may hold what users wrote or read')
     label_free:float = Field(.05, gt=0, lt=1, description='Largest error of the estimate of quality without labels')
     odd:float = Field(.02, gt=0, lt=1, description='Largest share of usual requests that may be called odd')
 
@@ -45,7 +45,7 @@ GATES = [
         advice='Shorter windows notice big faults sooner and small ones later; a fault that creeps is a matter of floors.'),
     GateSpec('MON04', 'The log is complete', 'share of complete lines', 'monitoring.complete', .99,
         advice='See which attribute is missing: an endpoint that counts no tokens, a crash, a full disk; drift and cost of those requests are invisible.'),
-    GateSpec('MON05', 'The log holds no text', 'share of lines with text', 'monitoring.text_in_log', 0., direction='<=', plan=lambda most: 1,
+    GateSpec('MON05', 'The log holds no text', 'lines with text', 'monitoring.text_in_log', 0., direction='<=', unit='count',
         advice='Turn content off in the request log, and see which signal or attribute carries text.'),
     GateSpec('MON06', 'Quality without labels', 'error of the estimate', 'monitoring.label_free', .05, direction='<=', hard=False,
         advice='Confidence does not tell right from wrong well enough to replace grades: plan for graded samples, or another confidence (chapter 05).'),
