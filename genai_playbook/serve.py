@@ -94,6 +94,7 @@ class Engine:
     def submit(self, job:Job)->bool: # False: the line is full
         "Take a request into the line"
         with self._cond:
+            if len(self.waiting)>=self.line: self.waiting = deque(j for j in self.waiting if not j.gone)
             if not self.running or len(self.waiting)>=self.line: return False
             self.waiting.append(job)
             self._cond.notify()
