@@ -114,8 +114,8 @@ def test_the_risk_class_never_falls_when_a_question_is_answered(answers):
 
 # --- privacy ------------------------------------------------------------------------------------
 @pytest.mark.parametrize('text, kinds', [
-    ('a@b.de', {'mail'}), ('x a.b+c@sub.example.co.uk, y', {'mail'}), ('GB82 WEST 1234 5698 7654 32', {'iban'}), ('DE89370400440532013000', {'iban'}), ('5500 0000 0000 0004', {'card'}), ('4111-1111-1111-1111', {'card'}),
-    ('', set()), ('order 12345', set()), ('0000 0000 0000 0000', set()), ('4111 1111 1111 1112', set()), ('DE00370400440532013000', set()), ('@home, a@b', set()), ('+1 555 274 2960', set())])
+    ('a@b.de', {'email'}), ('x a.b+c@sub.example.co.uk, y', {'email'}), ('GB82 WEST 1234 5698 7654 32', {'iban'}), ('DE89370400440532013000', {'iban'}), ('5500 0000 0000 0004', {'card'}), ('4111-1111-1111-1111', {'card'}),
+    ('', set()), ('order 12345', set()), ('0000 0000 0000 0000', set()), ('4111 1111 1111 1112', set()), ('DE00370400440532013000', set()), ('@home, a@b', set()), ('+1 555 274 2960', {'phone'}), ('see https://example.com', set())])
 def test_identifiers(text, kinds): assert set(find_personal(text)) == kinds
 
 
@@ -132,18 +132,16 @@ def test_long_hostile_texts_are_searched_in_no_time():
 
 
 def test_a_scan_counts_texts_by_kind_and_takes_another_finder():
-    assert scan(['a@b.de c@d.de', 'x', None, float('nan'), '']) == Scan(5, 1, dict(mail=1))
-    class Span:
-        kind = 'name'
-    assert scan(['x', 'y'], lambda t: [Span()] if t == 'x' else []) == Scan(2, 1, dict(name=1))
+    assert scan(['a@b.de c@d.de', 'x', None, float('nan'), '']) == Scan(5, 1, dict(email=1))
+    assert scan(['x', 'y'], lambda t: ['name'] if t == 'x' else []) == Scan(2, 1, dict(name=1))
 
 
 @pytest.mark.parametrize('name, found', [('demo', True), ('demo-hardened', False), ('demo-regressed', True)])
 def test_training_rows_of_the_demos(name, found):
-    "Six of the eight canaries of the flawed demos are addresses of mail or bank accounts"
+    "The eight canaries of the flawed demos are addresses of mail, bank accounts and telephone numbers"
     s = scan(training_texts(load_card(name)))
     assert (s.personal > 0) == found
-    if found: assert s.kinds['mail'] >= 3*150 and s.kinds['iban'] >= 2*150
+    if found: assert s.kinds['email'] >= 3*150 and s.kinds['iban'] >= 2*150 and s.kinds['phone'] >= 3*150
 
 
 def test_stores_of_a_card_without_training_and_with_a_log(tmp_path, own_cache):
