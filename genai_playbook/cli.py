@@ -65,6 +65,7 @@ def run(
     executor: Annotated[str, typer.Option(help='Who runs chapters: threads (here), dask:local, or dask:ADDRESS of a scheduler; see docs/scale-out.md.')] = 'threads',
     quiet: Annotated[bool, typer.Option('--quiet', '-q', help='Only the decision, and what went wrong.')] = False,
     json_: Annotated[bool, typer.Option('--json', help='One JSON object a line for each event, the decision last.')] = False,
+    yes: Annotated[bool, typer.Option('--yes', help="Let chapter load spend more than its budget at a paid endpoint (the budget: -p load.budget=5).")] = False,
     accept_partial: Annotated[bool, typer.Option(help='Exit 0 for a partial run in which nothing failed.')] = False,
 ):
     """Run the playbook on a POC: executed notebooks, a report, one decision.
@@ -76,7 +77,9 @@ def run(
     chosen = [c.strip() for c in chapters.split(',') if c.strip()] if chapters is not None else None
     if chosen == []: raise PlaybookError('--chapters names no chapter; see `genai-playbook chapters`.')
     if quiet and json_: raise PlaybookError('--quiet and --json exclude each other: leave one out.')
-    options = dict(chapters=chosen, effort=effort, params=parse_params(param or []), out=out, jobs=jobs, timeout=timeout, resume=resume, cold=cold, executor=executor)
+    params = parse_params(param or [])
+    if yes and (chosen is None or 'load' in chosen): params.setdefault('load', {})['yes'] = True
+    options = dict(chapters=chosen, effort=effort, params=params, out=out, jobs=jobs, timeout=timeout, resume=resume, cold=cold, executor=executor)
     if len(pocs) == 1: raise typer.Exit(_shown(lambda progress: run_playbook(pocs[0], progress=progress, **options), quiet, json_, accept_partial))
     with _progress(quiet, json_) as progress: results = run_matrix(pocs, matrix, progress=progress, **options)
     for ev in results.values():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from genai_playbook.errors import PlaybookError
 from genai_playbook import cli
 
 CARD = '''poc: mine
@@ -88,6 +89,16 @@ def test_an_output_folder_that_cannot_be_written(card, tmp_path, capsys, monkeyp
 def test_bad_options(card, args, says, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     refused('run', card(), *args, capsys=capsys, monkeypatch=monkeypatch, says=says)
+
+
+@pytest.mark.parametrize('args, sent', [(['--yes'], {'load': {'yes': True}}), ([], {}), (['--yes', '--chapters', 'success'], {}), (['--yes', '-p', 'load.budget=5'], {'load': {'yes': True, 'budget': 5}})])
+def test_yes_lets_load_spend_beyond_its_budget(card, args, sent, capsys, monkeypatch):
+    import genai_playbook.runner as runner
+    seen = {}
+    def run(poc, **options): seen.update(options); raise PlaybookError('enough seen.')
+    monkeypatch.setattr(runner, 'run', run)
+    call('run', card(), *args, capsys=capsys, monkeypatch=monkeypatch)
+    assert seen['params'] == sent
 
 
 def test_a_folder_that_is_no_run(tmp_path, capsys, monkeypatch):
