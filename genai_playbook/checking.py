@@ -52,7 +52,10 @@ class Check:
     findings: list = field(default_factory=list)  # of `linter.Finding`
 
 
-def _first(card, rows, k: int) -> list: return [p for p in card.prompts(rows) if p][:k]
+def _some(card, rows, k: int) -> list:
+    "Prompts from all over the data: neighbours are often one conversation, and fail together"
+    found = [p for p in card.prompts(rows) if p]
+    return found[::max(1, len(found)//k)][:k]
 
 
 def check_instruments(
@@ -77,13 +80,13 @@ def preflight(
     "One real answer, so that what cannot work is said before a chapter runs; raises PlaybookError"
     check_instruments(card)
     model = card.model()
-    prompts = _first(card, card.evaluation(), TRIES)
+    prompts = _some(card, card.evaluation(), TRIES)
     if not prompts: raise PlaybookError(f'{card.file().name}: no row has a prompt, so nothing can be asked.')
     if not model.live: return model.answer(prompts[:1])[0]
     for p in prompts:
         a = model.answer([p])[0]
         if a.error is None: return a
-    raise PlaybookError(f'{model.name} answered none of the first {len(prompts)} prompts; it said: {a.error}')
+    raise PlaybookError(f'{model.name} answered none of {len(prompts)} prompts; it said: {a.error}')
 
 
 def check_poc(
@@ -95,9 +98,9 @@ def check_poc(
     from genai_playbook.linter import lint, planned
     card = load_card(poc)
     rows, model = card.evaluation(), card.model()
-    answer, prompts = preflight(card), _first(card, rows, TRIAL)
+    answer, prompts = preflight(card), _some(card, rows, TRIAL)
     seconds = money = None
-    if not model.live: trial = model.answer(_first(card, rows, len(rows)))
+    if not model.live: trial = model.answer(_some(card, rows, len(rows)))
     else:
         model.uncached.answer(prompts[:1])  # loading is no part of an answer's time
         start = clock()

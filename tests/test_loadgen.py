@@ -145,7 +145,8 @@ from pathlib import Path
 Path({str(tmp_path/'on')!r}).touch()
 r = run_load(endpoint({server!r}, 'known'), [{quick()!r}], Closed(4, seconds=60, spread=.01), processes={processes}, drain=1)
 print(r.meta['aborted'], len(r), r.faults()['answered'])'''
-    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, env=os.environ | dict(PYTHONPATH=str(ROOT)), text=True)
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, env=os.environ | dict(PYTHONPATH=str(ROOT)), text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # whoever runs the tests in the background ignores it, and children inherit that
     while not (tmp_path/'on').exists(): time.sleep(.02)
     time.sleep(2.5)
     p.send_signal(signal.SIGINT)
