@@ -26,7 +26,7 @@ def dossier(
     spec = card.spec
     owners = spec.owners.model_dump()
     return dict(poc=card.name, promise=spec.outcome.promise, tier=spec.risk_tier, owners=owners, model=dict(lineage['model']), lineage=lineage, training=dict(lineage['training']), when=when, about=card.about(),
-        private=spec.data.private, template=spec.prompt.template, guards=[*spec.guards.input, *spec.guards.output], fallbacks=[f.text for f in spec.fallbacks], hardware=spec.hardware.name,
+        private=spec.data.private, template=spec.prompt.template, guards=[*spec.guards.input, *spec.guards.output], fallbacks=[f.told for f in spec.fallbacks], hardware=spec.hardware.name,
         gates=[g.to_dict() for g in gates], chapters=[dict(c) for c in chapters], rows=list(rows), entries=list(entries), stated=dict(stated or {}), exemptions=card.exemptions)
 
 # %% ../nbs/components/dossier.ipynb #610118bc

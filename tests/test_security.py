@@ -84,3 +84,11 @@ def test_gates_of_a_run(tmp_path):
     with pytest.raises(PlaybookError): gates_of(tmp_path)
     with pytest.raises(PlaybookError): gates_of(tmp_path/'missing')
     assert rows_without(.05) == 59
+
+
+@pytest.mark.slow
+def test_the_hardened_demo_with_all_its_tiers_passes(tmp_path):
+    from genai_playbook.runner import run
+    ev = run('demo-hardened', out=tmp_path/'out', chapters=['security'])
+    assert [c['status'] for c in ev['chapters']] == ['done']
+    assert not [g['code'] for g in ev['gates'] if g['hard'] and g['verdict'] != 'PASS']
