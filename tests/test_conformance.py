@@ -190,8 +190,8 @@ def test_connections_are_used_again(url):
 
 
 def test_one_fault_does_not_spoil_the_next(url):
-    target = Target('endpoint', 'm', url, 'm', first_token_timeout=.3)
-    rec = run_load(target, ['one token per chunk', 'bad chunk', '500', 'reset mid-stream'], Closed(1, requests=8, spread=.001), processes=0, timeout=2)
+    target = Target('endpoint', 'm', url, 'm', first_token_timeout=10.)
+    rec = run_load(target, ['one token per chunk', 'bad chunk', '500', 'reset mid-stream'], Closed(1, requests=8, spread=.001), processes=0, timeout=20)
     assert rec.faults() == {'answered': 2, 'bad chunk': 2, 'HTTP 500': 2, 'reset mid-stream': 2}
 
 
