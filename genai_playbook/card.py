@@ -10,7 +10,6 @@ __all__ = ['FIXED', 'check_template', 'fill', 'Page', 'roles_of', 'with_roles', 
 # %% ../nbs/foundations/card.ipynb #1bd7b098
 import copy
 import functools
-import hashlib
 import json
 import os
 import re
@@ -257,13 +256,13 @@ class Card(Rows):
 
     def digests(self)->dict[str,str]:
         "What evidence depends on, a digest each; owners, the wording of the promise and reasons do not count"
-        from genai_playbook.models import digest_of, resolve, source_of
+        from genai_playbook.models import digest_of, file_digest, resolve, source_of
         from genai_playbook.tiers import card_tiers
         d = self.spec.model_dump(mode='json', exclude={'owners':True, 'outcome':{'promise'}, 'gates':{'__all__':{'because'}}, 'exemptions':{'__all__':{'owner','reason'}}})
         d |= (parts := {k: own for k,v in self.sections.items() if (own := v.model_dump(mode='json', exclude_defaults=True))}) # what only repeats a default says nothing
         guards = [(g, source_of(resolve(g, self.folder))) for g in self.spec.guards.input + self.spec.guards.output]
         made = dict(card=d, prompt=d['prompt'], guards=[d['guards'], guards], fallbacks=[d['fallbacks'], *(t.digest for t in card_tiers(self) if not isinstance(t, str))], thresholds=[parts, d['service_levels'], d['gates']])
-        files = {f'data.{k}': hashlib.sha256(f.read_bytes()).hexdigest() for k in ('evaluation','reviews','training') if (f := self.file(k))}
+        files = {f'data.{k}': file_digest(f) for k in ('evaluation','reviews','training') if (f := self.file(k))}
         return {k: digest_of(v) for k,v in (made | self._instruments()).items()} | files | dict(model=self._model.digest)
 
     def _instruments(self)->dict[str,Any]: # what scores the answers and is not in the package: own metrics, a schema, a judge; only those that the card has

@@ -10,10 +10,10 @@ __all__ = ['short_enough', 'block_injection', 'block_clear_injection', 'redact_p
 # %% ../nbs/components/guards.ipynb #3e1cc15b
 import asyncio, functools, inspect, re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from .cleansing import clean, fold
+from .cleansing import clean, fold, spliced
 from .detectors import injection, leaks_prompt, profanity
 from .errors import PlaybookError
-from .personal import PII, Span, personal_data, secrets
+from .personal import PERSONAL, Span, personal_data, secrets
 from .system import GUARD_SECONDS, Shown, check, handed_over, passes
 
 # %% ../nbs/components/guards.ipynb #ca10a38e
@@ -62,14 +62,9 @@ def topic_limit(
 # %% ../nbs/components/guards.ipynb #53c54534
 _NAMES = dict(email='e-mail', phone='phone number', iban='account number', card='card number', ssn='social security number', ip='IP address', url='link', secret='secret')
 
-def _replaced(text, spans, name):
-    res,at = [],0
-    for s in spans: res += [text[at:s.start], name(s)]; at = s.end
-    return ''.join(res) + text[at:]
+def _replaced(text, spans, name): return spliced(text, (((s.start, s.end), name(s)) for s in spans))
 
-_PRIVATE = tuple(k for k in PII if k!='url')
-
-def _private(text): return personal_data(text, _PRIVATE)
+def _private(text): return personal_data(text, PERSONAL)
 
 # %% ../nbs/components/guards.ipynb #8ea5f5e8
 _OPEN = re.compile(r'[\w@+.:=/-]*[\d@+(:=][^\s]*$|(?i:bearer|pass\w*|pwd|secret|key|token|pin|is|was|ssn|security|phone|tel|call|mobile|number|order|version|ext|x)\W*$')

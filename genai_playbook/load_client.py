@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_BODY', 'clock', 'BadHTTP', 'Chunked', 'Job', 'wall_ahead', 'Alarm', 'Connection', 'Client', 'read_answers',
-           'peak_memory', 'new_loop', 'run_client', 'worker']
+           'new_loop', 'run_client', 'worker']
 
 # %% ../nbs/components/load_client.ipynb #55f39527
 import asyncio, ctypes, gc, heapq, os, re, socket, struct, sys, tempfile, threading, time
 from array import array
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from .memory import peak_memory
 from .recording import ABORTED, CANCELLED, TIMES, Recording, make_recording
 from .sse import CHOICES, ERROR, TOKEN, Stream, read_stream, tokens_of
 
@@ -147,6 +147,7 @@ class Connection(asyncio.Protocol):
 # %% ../nbs/components/load_client.ipynb #99004ba1
 @patch
 def send(self:Connection, r:_Request):
+    "Send a request now"
     self.request,self.head,self.chunks,self.left = r,b'',None,None
     data = self.client.job.payloads[r.payload]
     r.sent = clock()
@@ -166,6 +167,7 @@ def _more(self:Connection):
 # %% ../nbs/components/load_client.ipynb #4b30e3ac
 @patch
 def readable(self:Connection):
+    "Read what the kernel has, and when it had it"
     try: data,extra,_,_ = self.sock.recvmsg(16384, 64)
     except (BlockingIOError, InterruptedError): return
     except OSError as e: self.lost(e); return
@@ -179,16 +181,23 @@ def readable(self:Connection):
     else: self.lost(None)
 
 @patch
-def data_received(self:Connection, data): self.took(data, clock())
+def data_received(self:Connection, data):
+    "Bytes from the loop, under TLS"
+    self.took(data, clock())
 
 @patch
-def eof_received(self:Connection): self.lost(None)
+def eof_received(self:Connection):
+    "The server closed its side"
+    self.lost(None)
 
 @patch
-def connection_lost(self:Connection, exc): self.lost(exc)
+def connection_lost(self:Connection, exc):
+    "The connection is gone"
+    self.lost(exc)
 
 @patch
 def took(self:Connection, data:bytes, now:int):
+    "Note bytes of an answer and when they came, ns"
     r = self.request
     if r is None: self.close(); return # nobody asked
     if r.first_byte is None: r.first_byte = now
@@ -236,6 +245,7 @@ def _seconds(retry_after:bytes)->float:
 # %% ../nbs/components/load_client.ipynb #115d5517
 @patch
 def lost(self:Connection, exc):
+    "Name how the connection ended"
     r,self.keep = self.request,False
     if r is None: self.close(); return
     if not self.chunks and self.left==-1 and exc is None: self.finish('', True); return
@@ -244,6 +254,7 @@ def lost(self:Connection, exc):
 
 @patch
 def finish(self:Connection, error:str, whole:bool=False):
+    "End the request; the connection waits for the next or is closed"
     r,self.request = self.request,None
     if self.pending: self.keep,self.pending = False,b''
     r.error,r.whole = error,whole
@@ -253,6 +264,7 @@ def finish(self:Connection, error:str, whole:bool=False):
 
 @patch
 def close(self:Connection):
+    "Let go of the socket"
     if self in self.client.idle: self.client.idle.remove(self)
     if self.transport: self.transport.abort(); return
     if self.sock and self.sock.fileno()>=0:
@@ -273,15 +285,19 @@ class Client:
 
 # %% ../nbs/components/load_client.ipynb #9695d427
 @patch
-def note(self:Client, i, now, n): a,b,c = self.reads; a.append(i); b.append(now); c.append(n)
+def note(self:Client, i, now, n):
+    "Keep that request i had n bytes at `now`"
+    a,b,c = self.reads; a.append(i); b.append(now); c.append(n)
 
 @patch
 def at(self:Client, when:int, fn, *args):
+    "Call a function at a moment of `clock`"
     heapq.heappush(self.heap, (when, self.count, fn, args)); self.count += 1
     if self.heap[0][0]==when: self.alarm.at(when)
 
 @patch
 def ring(self:Client):
+    "Do what is due"
     now = clock()
     while self.heap and self.heap[0][0]<=now:
         _,_,fn,args = heapq.heappop(self.heap)
@@ -292,6 +308,7 @@ def ring(self:Client):
 # %% ../nbs/components/load_client.ipynb #33330fcd
 @patch
 def next_due(self:Client, k:int):
+    "Ask the k-th request of an open loop, and wait for the next"
     if self.stopping or k>=len(self.job.due): self.planned = False; return
     at = self.start+int(self.job.due[k]*1e9)
     self.ask(int(self.job.index[k]) % len(self.job.units), 0, None, at)
@@ -300,6 +317,7 @@ def next_due(self:Client, k:int):
 
 @patch
 def user(self:Client, u:int, at:int):
+    "A user of a closed loop asks again"
     if self.stopping or (self.job.requests is not None and self.asked>=self.job.requests) or (self.job.seconds is not None and at>=self.start+self.job.seconds*1e9): self.users -= 1; return
     unit = self.asked % len(self.job.units)
     self.asked += 1
@@ -307,6 +325,7 @@ def user(self:Client, u:int, at:int):
 
 @patch
 def ask(self:Client, unit, turn, user, at):
+    "A request is due"
     r = _Request(len(self.requests), self.job.units[unit][turn], unit, turn, user, at)
     share,after = self.job.cancel
     if share and self.random.random()<share: r.cancel = after
@@ -319,6 +338,7 @@ def ask(self:Client, unit, turn, user, at):
 # %% ../nbs/components/load_client.ipynb #35d3f8d6
 @patch
 def go(self:Client, r):
+    "Give a request a connection"
     r.begun = clock()
     if self.idle and not r.slow: c = self.idle.pop(); self.active[r.i] = (r, c); c.send(r); return
     c = Connection(self)
@@ -328,6 +348,7 @@ def go(self:Client, r):
 
 @patch
 async def connect(self:Client, r, c):
+    "Open a connection for a request"
     import ssl
     error = ''
     try:
@@ -344,6 +365,7 @@ async def connect(self:Client, r, c):
 
 @patch
 def done(self:Client, r):
+    "What follows a request that ended"
     r.end = clock()
     self.active.pop(r.i, None)
     if r.parts: self.places[r.i] = (self.spool.tell(), r.size); self.spool.write(b''.join(r.parts)); r.parts = []
@@ -365,6 +387,7 @@ def done(self:Client, r):
 # %% ../nbs/components/load_client.ipynb #2a5f82c3
 @patch
 def pause(self:Client, c, seconds): # a slow reader
+    "Read nothing for some seconds"
     fd = c.sock.fileno()
     if fd<0: return
     self.loop.remove_reader(fd)
@@ -372,12 +395,14 @@ def pause(self:Client, c, seconds): # a slow reader
 
 @patch
 def drop(self:Client, r, c, why):
+    "End a request for a reason"
     if c.request is None: c.request = r
     c.finish(why)
 
 # %% ../nbs/components/load_client.ipynb #eef0b2c6
 @patch
 def tick(self:Client, due):
+    "Look after time-outs, the end and the own punctuality"
     now = clock()
     self.ticks.append(max(now-due, 0)//1000)
     self.ahead = wall_ahead()
@@ -396,6 +421,7 @@ def tick(self:Client, due):
 # %% ../nbs/components/load_client.ipynb #b807b22c
 @patch
 async def run(self:Client):
+    "Play the job"
     self.loop,self.over,self.tasks,self.aborted = asyncio.get_running_loop(),asyncio.Event(),set(),False
     self.alarm,self.ahead = Alarm(self.loop, self.ring),wall_ahead()
     if self.job.tls:
@@ -465,13 +491,6 @@ def _quantiles(a, unit=1e3)->dict: # of microseconds, in ms
     x = np.frombuffer(a, dtype=a.typecode) if len(a) else np.zeros(1)
     return dict(p50=round(float(np.quantile(x, .5))/unit, 3), p99=round(float(np.quantile(x, .99))/unit, 3), most=round(float(x.max())/unit, 3), n=len(a))
 
-def peak_memory()->float:
-    "The most memory this process has had, in MB"
-    try: return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])/1024 # `ru_maxrss` would include the parent's
-    except (OSError, TypeError):
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/(1024 if sys.platform!='darwin' else 1024**2)
-
 def new_loop()->asyncio.AbstractEventLoop:
     "uvloop where it is installed"
     try: import uvloop
@@ -493,7 +512,7 @@ def run_client(
     res,texts = read_answers(client, job.text)
     client.spool.close()
     about = dict(requests=len(res), seconds=lasted, cpu_sending=sending, cpu_reading=time.thread_time()-cpu-sending, loop=type(loop).__module__.split('.')[0], stamps='kernel' if client.stamped and client.lags else 'client',
-                 loop_lag_ms=_quantiles(client.ticks), kernel_lag_ms=_quantiles(client.lags), memory_mb=peak_memory(), aborted=client.aborted)
+                 loop_lag_ms=_quantiles(client.ticks), kernel_lag_ms=_quantiles(client.lags), memory_mb=peak_memory()/2**20, aborted=client.aborted)
     res.meta |= dict(clients=[about])
     return res,texts
 

@@ -16,7 +16,8 @@ import numpy as np
 import genai_playbook
 from .arrivals import Closed, Open
 from .errors import PlaybookError
-from .load_client import Job, _Table, _quantiles, clock, peak_memory, run_client
+from .load_client import Job, _Table, _quantiles, clock, run_client
+from .memory import peak_memory
 from .models import Answer, Model, Prompt, as_messages
 from .recording import ABORTED, Recording, make_recording, merge
 from .sse import CHOICES, CONTENT, TOKEN
@@ -305,7 +306,7 @@ def _with_threads(target, units, arrivals, cap, drain, seed)->Recording:
     aborted = run.run()
     res = run.recording()
     lags = _quantiles(array('I', run.late))
-    res.meta |= dict(clients=[dict(requests=len(res), seconds=(clock()-run.start)/1e9, cpu_sending=run.cpu, cpu_reading=0., loop='threads', stamps='client', loop_lag_ms=lags, kernel_lag_ms=lags|dict(p50=0., p99=0., most=0.), memory_mb=peak_memory(), aborted=aborted)])
+    res.meta |= dict(clients=[dict(requests=len(res), seconds=(clock()-run.start)/1e9, cpu_sending=run.cpu, cpu_reading=0., loop='threads', stamps='client', loop_lag_ms=lags, kernel_lag_ms=lags|dict(p50=0., p99=0., most=0.), memory_mb=peak_memory()/2**20, aborted=aborted)])
     return res
 
 # %% ../nbs/components/loadgen.ipynb #f2b57656

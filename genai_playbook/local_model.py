@@ -6,13 +6,13 @@
 __all__ = ['SMALL', 'model_folder', 'folder_digest', 'TransformersModel']
 
 # %% ../nbs/foundations/local_model.ipynb #edbed1ba
-import concurrent.futures, functools, hashlib, inspect, random, threading, time
+import concurrent.futures, functools, inspect, random, threading, time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from fastcore.basics import patch
 from .errors import PlaybookError
-from .models import Answer, BadPrompt, Chunk, Model, Progress, Prompt, as_messages, digest_of, failed
+from .models import Answer, BadPrompt, Chunk, Model, Progress, Prompt, as_messages, digest_of, failed, file_digest
 
 # %% ../nbs/foundations/local_model.ipynb #920810cd
 _PARTS = {'configuration (`config.json`)': ('config.json',), 'weights (`*.safetensors`)': ('*.safetensors', 'pytorch_model*.bin'),
@@ -44,8 +44,7 @@ def _download(path, revision, local_files_only):
 _MATTERS = '.safetensors', '.bin', '.json', '.jinja', '.model', '.txt'
 
 @functools.cache
-def _sha256(path:str, size:int, changed:int)->str:
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+def _sha256(path:str, size:int, changed:int)->str: return file_digest(path)
 
 def folder_digest(
     folder:Path

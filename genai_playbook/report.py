@@ -7,7 +7,6 @@ __all__ = ['write_whole', 'plain', 'json_text', 'holm_of', 'write_evidence', 'in
            'model_card_md', 'environment', 'manifest', 'chapter_html']
 
 # %% ../nbs/foundations/report.ipynb #78d4d23c
-import hashlib
 import json
 import math
 import os
@@ -257,19 +256,17 @@ def environment() -> dict:
         machine=platform.machine(), cores=os.cpu_count(), memory_gib=round(psutil.virtual_memory().total/2**30, 1), libraries={d.name: d.version for d in distributions() if d.name in want})
 
 # %% ../nbs/foundations/report.ipynb #6a98e082
-def _sha256(path) -> str:
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def manifest(
     folder:Path, # the run folder
     extra:dict, # digests of card, data, model and notebooks, and whatever else identifies the run
 ) -> dict: # what was written to manifest.json
     "Digest and size of each file of a run, and what made them"
+    from genai_playbook.models import file_digest
     folder = Path(folder)
     paths = [p for p in sorted(folder.rglob('*')) if p.is_file() and p!=folder/'manifest.json']
     names = {p: p.relative_to(folder) for p in paths}
     seen = {p: n for p,n in names.items() if not any(part.startswith('.') for part in n.parts)} # hidden ones are work in progress
-    files = {n.as_posix(): dict(sha256=_sha256(p), bytes=p.stat().st_size) for p,n in seen.items()}
+    files = {n.as_posix(): dict(sha256=file_digest(p), bytes=p.stat().st_size) for p,n in seen.items()}
     m = plain({'schema': 'genai_playbook/manifest/1', 'environment': environment(), **extra, 'files': files})
     write_whole(folder/'manifest.json', json_text(m))
     return m

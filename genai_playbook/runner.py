@@ -3,7 +3,6 @@
 A run folder holds `state.json` (what was asked, how far it came) and one executed notebook per chapter; everything else in it is derived from those. Each file appears
 whole or not at all, so that a run that was killed can be resumed."""
 import ast
-import hashlib
 import io
 import json
 import shutil
@@ -15,13 +14,13 @@ from concurrent.futures import Executor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from functools import lru_cache
 from pathlib import Path
 
 from genai_playbook.chapters import ChapterInfo, chapter_gates, find_chapters
 from genai_playbook.errors import PlaybookError
 from genai_playbook.executing import BROKE, DONE, TIMED_OUT, end_kernels, execute_chapter, execute_far
 from genai_playbook.forking import chapters_env
+from genai_playbook.models import digest_of, file_digest
 from genai_playbook.scheduling import needs, past_seconds, schedule, threads_each
 
 __all__ = ['Parameter', 'ChapterRun', 'Run', 'RunResult', 'Progress', 'notebook_parameters', 'effective_parameters', 'plan', 'execute_chapter', 'finish', 'keep_remote', 'run', 'load_run', 'newest_run', 'gather']
@@ -194,9 +193,6 @@ def gather(
 
 
 # --- planning -----------------------------------------------------------------------------------
-def _sha(*parts) -> str: return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _findable(card) -> str: return card.name if card.bundled else str(card.path)  # what `load_card` finds it by, wherever a kernel runs
 
 
@@ -255,7 +251,7 @@ def finish(
     for name, text in {'junit.xml': report.junit_xml(evidence), 'summary.md': report.summary_md(evidence), 'model_card.md': report.model_card_md(evidence, card.about())}.items():
         report.write_whole(run.folder/name, text)
     report.index_html(evidence, run.folder)
-    report.manifest(run.folder, dict(poc=run.digests, notebooks={i.path.name: _file(i.path) for i in run.infos().values()}))
+    report.manifest(run.folder, dict(poc=run.digests, notebooks={i.path.name: file_digest(i.path) for i in run.infos().values()}))
     return {**evidence, 'folder': str(run.folder)}
 
 
@@ -306,19 +302,10 @@ class RunResult(dict):
     ) -> str:
         "One number for what was found: every gate and record, whoever computed them and however long it took"
         gates = [g for g in self['gates'] if g['chapter'] not in set(leave)]
-        return _sha(sorted(gates, key=lambda g: g['code']), {k: v for k, v in self['records'].items() if k not in set(leave)})
+        return digest_of(sorted(gates, key=lambda g: g['code']), {k: v for k, v in self['records'].items() if k not in set(leave)})
 
     def __repr__(self): return f'RunResult({self["decision"]["headline"]!r}, {self["folder"]})'
     def _repr_mimebundle_(self, **kw): return self.decision._repr_mimebundle_()
-
-
-@lru_cache
-def _package() -> str:
-    "A digest of this package's source: another version may find something else"
-    return _sha([(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted(Path(__file__).parent.glob('*.py'))])
-
-
-def _file(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _new_folder(base: Path, card, digest: str, now: datetime) -> Path:
@@ -326,7 +313,7 @@ def _new_folder(base: Path, card, digest: str, now: datetime) -> Path:
         folder = base/card.name/f'{now:%Y%m%dT%H%M%SZ}-{digest[:8]}'
         folder.mkdir(parents=True, exist_ok=False)
     except FileExistsError:
-        return _new_folder(base, card, _sha(digest), now)
+        return _new_folder(base, card, digest_of(digest), now)
     except OSError as e:
         raise PlaybookError(f'Cannot write to {base} ({e.strerror}): choose another folder with --out.') from None
     return folder
@@ -353,9 +340,10 @@ def _tidy(folder: Path):
 
 def _chapters(infos, effective, digests: Mapping, every: Mapping[str, ChapterInfo], exempt, old: Run|None) -> list[ChapterRun]:
     "The chapters of a run; those of `old` whose notebook, card, data, model, package and needs are the same are kept"
+    from genai_playbook.witness import package_digest
     had, keys, res = {c.name: c for c in old.chapters} if old else {}, {}, []
-    for n, c in infos.items(): keys[n] = _sha(digests, _package(), effective[n], _file(c.path))
-    whole = {n for n, c in had.items() if n in infos and c.status == DONE and c.key == keys[n] and (nb := old.folder/c.notebook).is_file() and _file(nb) == c.digest}
+    for n, c in infos.items(): keys[n] = digest_of(digests, package_digest(), effective[n], file_digest(c.path))
+    whole = {n for n, c in had.items() if n in infos and c.status == DONE and c.key == keys[n] and (nb := old.folder/c.notebook).is_file() and file_digest(nb) == c.digest}
     while lost := {n for n in whole if needs(infos[n], infos) - whole}: whole -= lost
     for n, c in every.items():
         if n in infos: res.append(had[n] if n in whole else ChapterRun(n, c.title, c.question, key=keys[n]))
@@ -366,7 +354,7 @@ def _chapters(infos, effective, digests: Mapping, every: Mapping[str, ChapterInf
 def _begin(card, infos, effective, base: Path, effort: str, params: Mapping, chosen: list[str]|None, old: Run|None, notebooks: Path|None) -> Run:
     "A new run, or `old` with the chapters of it that are still valid"
     now, digests = datetime.now(timezone.utc), card.digests()
-    folder = old.folder if old else _new_folder(base, card, _sha(digests, effort, effective), now)
+    folder = old.folder if old else _new_folder(base, card, digest_of(digests, effort, effective), now)
     state = Run(folder, card.name, _findable(card), effort, {n: dict(p) for n, p in params.items()}, chosen, old.started if old else now.isoformat(timespec='seconds'),
                 exemptions=card.exemptions, digests=digests, notebooks=str(notebooks) if notebooks else None)
     state.chapters = _chapters(infos, effective, digests, state.infos(), card.exempt(), old)
@@ -447,7 +435,7 @@ class _Work:
         if there: chapter_html(nb, nb.with_suffix('.html'), error)
         with self.lock:
             c.status, c.error, c.seconds, c.notebook, c.html = status, error, round(seconds, 2), nb.name if there else '', nb.with_suffix('.html').name if there else ''
-            c.digest = _file(nb) if there else ''
+            c.digest = file_digest(nb) if there else ''
             self.state.save()
 
     def stop(self):

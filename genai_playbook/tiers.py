@@ -15,7 +15,7 @@ from typing import Any
 from fastcore.basics import patch
 import numpy as np
 from .errors import PlaybookError
-from .models import Model, Prompt, digest_of, resolve, source_of, wait
+from .models import Model, Prompt, _awaited, _next, digest_of, resolve, source_of, wait
 from .resilience import Policy, Timeout
 
 # %% ../nbs/components/tiers.ipynb #f079cb12
@@ -261,9 +261,6 @@ def _pieces(x):
     elif t := _text(x): yield t
 
 def _whole(x): return ''.join(_pieces(x)) or None
-
-async def _awaited(x): return await x
-async def _next(x): return await anext(x, None)
 
 async def _apieces(fn, prompt):
     if isinstance(fn, str): yield fn; return

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'Call', 'time_call', 'time_calls', 'logged_calls', 'correlation_time', 'quantile', 'Machine', 'usable_cpus',
-           'machine', 'Noise', 'under_noise', 'ColdStart', 'peak_memory', 'cold_start', 'stretched', 'growing', 'slope',
-           'Journey', 'journeys', 'time_table', 'jitter']
+           'machine', 'Noise', 'under_noise', 'ColdStart', 'cold_start', 'stretched', 'growing', 'slope', 'Journey',
+           'journeys', 'time_table', 'jitter']
 
 # %% ../nbs/components/timing.ipynb #6aceb800
 import json, math, os, subprocess, sys, time
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 import numpy as np
 from .errors import PlaybookError
+from .memory import peak_memory
 from .models import Answer, Model, Prompt, contents, scrub
 from .stats import Estimate, n_zero_failures, scores
 
@@ -205,15 +206,6 @@ class ColdStart:
     def total(self)->float: # seconds
         "From the start of the process to its first answer"
         return self.interpreter+self.imports+self.load+self.first
-
-def peak_memory()->int: # bytes
-    "Highest resident memory of this process so far"
-    try:
-        with open('/proc/self/status') as f: # ru_maxrss of a child counts its parent's memory too
-            return next(int(l.split()[1])*1024 for l in f if l.startswith('VmHWM'))
-    except (OSError, StopIteration):
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
 
 def _child():
     "What the fresh process does; says it as JSON in its last line"

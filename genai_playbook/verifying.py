@@ -13,6 +13,7 @@ from pathlib import Path
 
 from genai_playbook.errors import PlaybookError
 from genai_playbook.ledger import Checkpoint, Entry, Ledger, check_signature, ledger_path, ledger_problems, load_key, receipt_problem
+from genai_playbook.models import file_digest
 from genai_playbook.witness import RECEIPTS, package_digest, read_receipts, run_digests
 
 __all__ = ['Check', 'Claim', 'Verification', 'verify', 'stale_parts', 'stale_since', 'compare_gates', 'rerun', 'REPRODUCED', 'WITHIN', 'NOT_REPRODUCED', 'NOT_RERUN']
@@ -96,10 +97,9 @@ def _open(folder: Path):
 
 def _check_files(folder: Path, manifest: Mapping) -> list[Check]:
     "Every file of the manifest is there, byte for byte"
-    import hashlib
     files = {n: f for n, f in manifest['files'].items() if n != RECEIPTS}
     def same(n, f):
-        try: return hashlib.sha256((folder/n).read_bytes()).hexdigest() == f['sha256']
+        try: return file_digest(folder/n) == f['sha256']
         except (OSError, TypeError, KeyError): return False
     bad = [n for n, f in files.items() if not same(n, f)]
     here = {p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith('.')}
@@ -232,10 +232,9 @@ def stale_parts(
     package: str = '',  # digest of the package at that time; '' when nobody kept it
 ) -> list[str]:  # names; empty when the evidence speaks of what is here
     "What changed since a run: model, data, card, prompt, chapters or package"
-    import hashlib
     now = card.digests()
     res = [k for k in sorted({*now, *run.digests}) if now.get(k) != run.digests.get(k)]
-    chapters = {i.path.name: hashlib.sha256(i.path.read_bytes()).hexdigest() for i in run.infos().values()}
+    chapters = {i.path.name: file_digest(i.path) for i in run.infos().values()}
     then = manifest.get('notebooks') or {}
     res += [f'chapter {n}' for n in sorted({*chapters, *then}) if chapters.get(n) != then.get(n)]
     from genai_playbook import __version__
