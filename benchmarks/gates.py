@@ -26,6 +26,7 @@ import genai_playbook
 from genai_playbook import cells, estimating, sequential, stats
 
 ALPHA, THRESHOLDS, AGAIN, CLAIMED = .05, (.90, .95, .99), 4, .5
+NEAR = (-.03, -.01, 0., .01, .03)  # truth less threshold
 GUESSING = 'labels with which the judge cannot be told from one that guesses'
 SIZES = {'1 to 4': [1, 2, 3, 4], '10': [10], '1 or 30': [1]*7 + [30]}  # answers in a cluster, each entry equally likely
 
@@ -375,6 +376,70 @@ def gaps(runs, rng):
     return t.close()
 
 
+def verdicts(low, high, truth, enough=True):
+    "GO and NO-GO rates of gates whose thresholds lie below and above the truth by `NEAR`"
+    return [((enough & (low >= truth - d)).mean(), (enough & (high < truth - d)).mean()) for d in NEAR]
+
+
+def estimated(make, samples, truth):
+    es = [make(s, .95) for s in samples]
+    return verdicts(np.array([e.low for e in es]), np.array([e.high for e in es]), truth, np.array([e.enough for e in es]))
+
+
+def share_near(n):
+    "Exact: independent answers, thresholds around .95"
+    k = np.arange(n + 1)
+    low, high = stats.clopper_pearson(k, n, .9)
+    return [(pmf[low >= .95].sum(), pmf[high < .95].sum()) for pmf in (binom.pmf(k, n, .95 + d) for d in NEAR)]
+
+
+def clusters_near(n, p, rng, runs, rho=.3):
+    size = rng.choice(SIZES['1 to 4'], (runs, round(n/2.5))).astype(float)
+    right = size - wrong_answers('graded', size.astype(int), p, rho, rng)
+    z = ndtri(.05)
+    return [((gaffke_tail(right, size, p - d) <= z).mean(), (gaffke_tail(size - right, size, 1 - p + d) <= z).mean()) for d in NEAR]
+
+
+def near(runs, rng):
+    "Every kind of gate with the truth a little below its threshold, on it, and a little above"
+    print('\n## Near the threshold: GO / NO-GO, in percent, by how many points the truth lies above it\n\n| gate | n | ' + ' | '.join(f'{100*d:+.0f}' for d in NEAR) + ' |\n|---|---|' + '---|'*len(NEAR))
+    rows = []
+    def row(name, n, found, runs):
+        bad = max(go if d < 0 else nogo for d, (go, nogo) in zip(NEAR, found) if d) > ALPHA + 2*se(ALPHA, runs) + 1e-9
+        rows.append(dict(gate=name, n=n, runs=runs, verdicts=found))
+        print(f'| {name} | {n} | ' + ' | '.join(f'{100*go:.1f} / {100*nogo:.1f}' for go, nogo in found) + f' |{" !" if bad else ""}', flush=True)
+    for n in (20, 50, 100, 200, 500, 1000, 2000): row('share of independent answers', n, share_near(n), math.inf)
+    for n in (50, 200, 500, 2000): row('share of answers in clusters of 1 to 4', n, clusters_near(n, .95, rng, runs), runs)
+    for n in (50, 200, 500, 2000):
+        x = np.where(rng.random((runs//2, n)) < .9, 1, rng.beta(2, 3, (runs//2, n)))
+        row('mean, F1', n, estimated(lambda x, level: stats.mean(x, level=level, bounds=(0, 1)), x, .94), runs//2)
+    for n in (50, 200, 500, 2000):
+        both = list(zip(*paired_answers(n, 1, .2, 0., rng, runs//2)))
+        row('A less B on the same prompts', n, estimated(lambda p, level: stats.paired_difference(*p, None, level), both, 0.), runs//2)
+    for n in (200, 500, 2000):
+        x = list(enumerate(rng.exponential(size=(runs//4, n))))
+        row('bootstrap of a median', n, estimated(lambda x, level: stats.bootstrap(x[1], np.median, replicates=1000, seed=x[0], level=level), x, math.log(2)), runs//4)
+    for n in (300, 2000): row('judged share, 400 labels of each kind', n, judged_near(n, .9, .95, 400, rng, runs//2), runs//2)
+    for n in (400, 2000): row('gap of 6 points between two groups', n, gap_near(n//2, (.92, .86), rng, runs//4), runs//4)
+    return rows
+
+
+def judged_near(n, p, quality, m, rng, runs):
+    counts = zip(rng.binomial(n, p*quality + (1 - p)*(1 - quality), runs), rng.binomial(m, quality, runs), rng.binomial(m, quality, runs))
+    fix = lambda c, level: estimating.judge_corrected(share(c[0], n, level), estimating.Judge(share(c[1], m, level), share(c[2], m, level)))
+    return estimated(fix, list(counts), p)
+
+
+def gap_near(n, rates, rng, runs):
+    "A gap has an upper threshold, so GO and NO-GO, and above and below, change places"
+    g, right = np.repeat([0, 1], n), np.repeat(rates, n)
+    def gap(seed, level):
+        d = (np.random.default_rng(seed).random(2*n) < right)*1
+        return cells.gap(cells.group_metrics(d, d, g, ['selection_rate'], replicates=1000, seed=0), 'selection_rate', False, level)
+    found = estimated(gap, rng.integers(0, 2**32, runs), rates[0] - rates[1])
+    return [(nogo, go) for go, nogo in reversed(found)]
+
+
 def many_gates(n, truth, shared, rng, runs, gates=10):
     "Right answers of `n` rows by each of ten gates; gates that share rows find the same rows hard (correlation of what decides: `shared`)"
     z, out = ndtri(truth), []
@@ -428,6 +493,7 @@ if __name__ == '__main__':
                  pairs=lambda rng: pairs(some, few(1000), rng), boots=lambda rng: boots(fewer, few(600), rng), judges=lambda rng: judges((300,) if quick else (50, 300, 2000), few(1000), rng),
                  combined=lambda rng: combined(few(1000), rng), peeking=lambda rng: peeking(fewer, few(1000), rng), gaps=lambda rng: gaps(few(500), rng))
     sections = [run(np.random.default_rng([args.seed, i])) for i, (name, run) in enumerate(kinds.items()) if not args.only or name in args.only]
+    close = [] if args.only and 'near' not in args.only else near(400 if quick else 4000, np.random.default_rng([args.seed, len(kinds) + 1]))
     gates = [] if args.only and 'all_gates' not in args.only else all_gates(500 if quick else 4000, np.random.default_rng([args.seed, len(kinds)]))
-    if args.json: write(args.json, dict(version=genai_playbook.__version__, seed=args.seed, quick=quick, alpha=ALPHA, claimed=CLAIMED, sections=sections, all_gates=gates))
+    if args.json: write(args.json, dict(version=genai_playbook.__version__, seed=args.seed, quick=quick, alpha=ALPHA, claimed=CLAIMED, sections=sections, near=close, all_gates=gates))
     print(f'\n{time.perf_counter() - began:.0f} s')

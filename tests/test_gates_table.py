@@ -90,6 +90,15 @@ def test_all_gates_together():
     assert rows_for_all(RATES, .9) >= rows_for_all(RATES, .5) and rows_for_all(RATES, 1.1) is None
 
 
+def test_near_the_threshold_gates_err_no_more_than_on_it():
+    assert len({r['gate'] for r in RATES['near']}) == 7
+    for r in RATES['near']:
+        below, _, on, _, above = r['verdicts']
+        for go, nogo in (below, r['verdicts'][1]): assert go <= bar(r['runs'] or math.inf) and nogo >= go
+        for _, nogo in (r['verdicts'][3], above): assert nogo <= bar(r['runs'] or math.inf)
+        assert below[0] <= on[0] <= above[0] and below[1] >= on[1] >= above[1]   # the better the system, the more GO
+
+
 def test_what_a_reader_sees():
     table = error_table(RATES)
     assert len(table) == len(list(gating(RATES))) and table.index.is_unique and not table.isna().any(axis=None)
