@@ -547,7 +547,7 @@ Training rows sha256 `{facts["data"]}`, evaluation rows sha256 `{digest(rows)}`.
 Weights are stored as float16 and evaluated as float32.
 '''
 
-# %% ../nbs/foundations/demo.ipynb #21ef9b69
+# %% ../nbs/foundations/demo.ipynb #42e3f142
 def build(
     name: str,  # of `RECIPES`
     out: str|Path,  # folder; the model goes to its `model/`
@@ -570,7 +570,7 @@ def build(
     save(tok, model, out/'model')
     (out/'training.json').write_text(json.dumps(facts, indent=2) + '\n')
 
-
+# %% ../nbs/foundations/demo.ipynb #ec66db04
 def measure(
     name: str,  # of `RECIPES`
     out: str|Path,  # the folder that `build` wrote
@@ -591,7 +591,7 @@ def measure(
     (folder/'README.md').write_text(model_card(name, training_rows(RECIPES[name]), rows, ok, answers, slipped, facts), encoding='utf-8')
     return dict(accuracy=accuracy(ok, rows), slipped=slipped, answers_per_second=len(rows) / seconds)
 
-
+# %% ../nbs/foundations/demo.ipynb #7a699bf5
 def write_data(
     out: str|Path,
     training: bool = False,  # the training rows of each recipe, too
@@ -603,7 +603,7 @@ def write_data(
     (out/'reviews.csv').write_text(csv_text(review_rows(rows)), newline='')
     for name in RECIPES if training else (): (out/f'training-{name}.csv').write_text(csv_text(training_rows(RECIPES[name])), newline='')
 
-
+# %% ../nbs/foundations/demo.ipynb #21ef9b69
 def main(argv: list[str]|None = None):
     "python -m genai_playbook.demo data|train|measure"
     p = argparse.ArgumentParser(prog='python -m genai_playbook.demo', description='Make the demo POCs: their data, their models, their model cards.')
@@ -618,6 +618,5 @@ def main(argv: list[str]|None = None):
     if not a.name: p.error(f'{a.what} needs the name of a model: {", ".join(RECIPES)}')
     if a.what == 'train': build(a.name, a.out, a.steps, a.threads)
     print(measure(a.name, a.out, a.threads))
-
 
 if __name__ == '__main__' and '__file__' in globals(): main()  # a notebook is `__main__`, too, but no file
