@@ -24,7 +24,7 @@ check-notebooks: $(STAMP)
 	@rm -rf build/check
 
 lab: $(STAMP)  ## JupyterLab on the demo: the cockpit, and copies of the chapters
-	$(BIN)/genai-playbook lab demo
+	$(BIN)/genai-playbook lab demo $(if $(filter 0,$(shell id -u)),--allow-root)
 
 notebooks: $(STAMP)  ## execute every notebook in place with the demo, so that its outputs are evidence
 	$(BIN)/python .ci/refresh
