@@ -190,11 +190,9 @@ def sign(
 ):
     "Record a person's decision on a run in the ledger. GO is refused over a failed, undecided or stale gate that nobody waived."
     from genai_playbook.signing import sign as sign_
+    from genai_playbook.signing import told
     if go is None: raise PlaybookError('Say --go or --no-go.')
-    entry, state, names = sign_(run, go, by, because, key)
-    needed = entry.facts['needed']
-    said = f'{len(names)} of {needed} signatures: another person has to sign before it counts.' if state == 'waiting' else f'The decision on this run is {state}.'
-    _console().print(f'Entry {entry.seq} of the ledger: {"GO" if go else "NO-GO"} by {entry.who}. {said}', markup=False)
+    _console().print(told(*sign_(run, go, by, because, key)), markup=False)
 
 
 @app.command()
