@@ -190,11 +190,9 @@ def sign(
 ):
     "Record a person's decision on a run in the ledger. GO is refused over a failed, undecided or stale gate that nobody waived."
     from genai_playbook.signing import sign as sign_
+    from genai_playbook.signing import told
     if go is None: raise PlaybookError('Say --go or --no-go.')
-    entry, state, names = sign_(run, go, by, because, key)
-    needed = entry.facts['needed']
-    said = f'{len(names)} of {needed} signatures: another person has to sign before it counts.' if state == 'waiting' else f'The decision on this run is {state}.'
-    _console().print(f'Entry {entry.seq} of the ledger: {"GO" if go else "NO-GO"} by {entry.who}. {said}', markup=False)
+    _console().print(told(*sign_(run, go, by, because, key)), markup=False)
 
 
 @app.command()
@@ -263,6 +261,21 @@ def compare(
     with Asking(console) as asking: result = compare_(a, b, margin, cases, out, asking, strict)
     print_comparison(result, console, out)
     raise typer.Exit(result['exit_code'])
+
+
+@app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
+def lab(
+    more: typer.Context,
+    poc: Annotated[str, typer.Argument(metavar='[POC]', help='A card (poc.yaml), its folder, or a bundled POC. Left out: the poc.yaml of this folder, else the demo.')] = '',
+    browser: Annotated[bool, typer.Option('--browser/--no-browser', help='Open a browser.')] = True,
+    port: Annotated[int|None, typer.Option(min=1, max=65535, help="JupyterLab's port.")] = None,
+):
+    "Open JupyterLab in a workspace beside the card (playbook-lab/): start_here and the chapters, as copies that point at it. Other options are JupyterLab's, such as --allow-root."
+    from genai_playbook.lab import lab_command, open_lab, prepare
+    ws = prepare(poc or ('.' if Path('poc.yaml').is_file() else 'demo'))
+    command = [*lab_command(ws, browser, port), *more.args]
+    _console().print(f'Workspace: {ws.folder}' + (f'\nKept as you changed them (delete one to get it fresh): {", ".join(ws.kept)}' if ws.kept else ''), markup=False)
+    open_lab(command)
 
 
 @app.command()
