@@ -1,10 +1,12 @@
 "The views at the end of the chapters, without a browser: values set in Python, what is shown checked"
 import math, re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from genai_playbook import exploring, success_explore
+from genai_playbook import exploring, latency_explore, load_explore, success_explore
+from genai_playbook.capacity import Replica
 from genai_playbook.errors import PlaybookError
 from genai_playbook.exploring import MARKS, Control, Debounce, View, contrast, live_session, said, slider
 from genai_playbook.stats import Estimate, proportion
@@ -174,3 +176,86 @@ def test_an_estimate_of_nothing_is_insufficient():
     view = success_explore.explore(nothing, .9)
     assert 'INSUFFICIENT' in view.still()
     no_markup_of(view.still())
+
+# chapter 02
+
+TIMES = [.05+.001*(i%100) for i in range(300)]
+
+def latency(times=TIMES, limit=500., rate=2.):
+    from genai_playbook.timing import quantile
+    return latency_explore.explore(quantile([1e3*t for t in times]), limit, times, rate)
+
+def test_latency_slider_moves_verdict_and_share():
+    view = labelled(latency())
+    seen = []
+    for ms in (100., 140., 500.):
+        view.made['target'].value = ms
+        seen.append((text_of(view.shown['verdict'].value), float(re.search(r'([\d.]+)\s%\sof the requests', text_of(view.shown['line'].value))[1])))
+    assert 'FAIL' in seen[0][0] and 'PASS' in seen[2][0]
+    assert seen[0][1]<seen[1][1]<seen[2][1]
+
+def test_latency_more_traffic_waits_longer_and_more_replicas_less():
+    line = latency_explore.Line(TIMES)
+    p95 = lambda rate, k: line.at(rate, k)[int(.95*9000)]
+    assert p95(1, 1)<p95(5, 1)<p95(9, 1) and p95(9, 4)<p95(9, 2)<p95(9, 1)
+    assert 'grows for ever' in latency().parts(rate=10.5)['line'] and 'grows for ever' not in latency().parts(rate=10.5, replicas=2)['line']
+
+def test_latency_line_agrees_with_pollaczek_and_khinchine():
+    from genai_playbook.capacity import pollaczek_khinchine
+    import numpy as np
+    line = latency_explore.Line(TIMES, n=60_000)
+    mean,cv = line.alone.mean(), line.alone.std()/line.alone.mean()
+    assert line.at(5, 1).mean()-mean==pytest.approx(pollaczek_khinchine(5, mean, cv), rel=.1)
+    assert np.all(np.diff(line.at(5, 1))>=0)
+
+@pytest.mark.parametrize('times', [[], [.1], [math.nan]*5, [math.nan, .2, math.inf], [0.]*5])
+def test_latency_thin_data(times):
+    view = labelled(latency(times))
+    assert 'could not' not in view.still() and 'INSUFFICIENT' in view.still()
+
+def test_latency_ten_thousand_calls_cost_one_pass(monkeypatch):
+    view = latency(TIMES*34, rate=5.)
+    passes = []
+    kept = latency_explore.in_line
+    monkeypatch.setattr(latency_explore, 'in_line', lambda *a: (passes.append(len(a[0])), kept(*a))[1])
+    view.parts(target=120.)
+    assert passes==[10_000]
+
+# chapter 03
+
+def load(replica=None, low=90., **k):
+    return load_explore.explore(Estimate(100, low, 110, 500, 'search'), replica, **dict(traffic=60., headroom=.3, latency=.5, ttft=math.inf, share=.95) | k)
+
+ONE = Replica(.02, .005, batch=4)
+
+def test_load_moves_with_rate_replicas_and_limit():
+    view = labelled(load(ONE))
+    def kept(**k):
+        for name,v in k.items(): view.made[name].value = v
+        return '✓' in view.shown['verdict'].value
+    assert kept() and not kept(rate=300.) and kept(replicas=4) and not kept(target=20.)
+    assert 'No number of replicas' in view.shown['needs'].value
+
+def test_load_keeps_what_the_plan_needs():
+    view = load(ONE)
+    for rate in (50., 150., 400.):
+        need = int(re.search(r'<strong>(\d+)</strong> replica', view.parts(rate=rate, replicas=1, headroom=0.)['needs'])[1])
+        assert '✓' in view.parts(replicas=need+1)['verdict'] and (need==1 or '✗' in view.parts(replicas=max(1, need-1))['verdict'])
+
+def test_load_without_a_simulation_divides():
+    view = labelled(load())
+    assert set(view.controls)=={'rate', 'replicas', 'headroom'}
+    assert '✓' in view.parts(rate=90.)['verdict'] and '✗' in view.parts(rate=91.)['verdict'] and '✓' in view.parts(replicas=2)['verdict']
+    assert 'nothing can be planned' in load(low=0.).still()
+
+def test_load_unbounded_levels_and_overload():
+    view = load(replace(ONE, queue=4), latency=math.inf, traffic=5000.)
+    assert 'could not' not in view.still() and 'refused' in view.still()
+
+def test_load_costs_few_simulations(monkeypatch):
+    view = load(ONE)
+    sent = []
+    kept = load_explore.simulate
+    monkeypatch.setattr(load_explore, 'simulate', lambda at, *a, **k: (sent.append(len(at)), kept(at, *a, **k))[1])
+    view.parts(rate=100.)
+    assert sorted(sent)==[1000]*14+[10_000]
