@@ -519,6 +519,6 @@ def draw(
     ax.xaxis_date()
     ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.get_major_locator()))
     ax.set_ylabel(f'gain in {experiment.metric} over {experiment.baseline}')
-    ax.set_title(f'{experiment.verdict}' + (f' {experiment.winner}' if experiment.winner else ''), loc='left')
+    ax.set_title(f'Verdict: {experiment.verdict}' + (f' arm {experiment.winner}' if experiment.winner else ''), loc='left')
     if experiment.table: ax.legend(frameon=False, loc='upper right')
     return fig
