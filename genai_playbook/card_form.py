@@ -6,7 +6,7 @@
 __all__ = ['CSS', 'Place', 'places', 'typed', 'shown', 'Draft', 'CardDraft', 'CardForm']
 
 # %% ../nbs/components/card_form.ipynb #a240017d
-import os
+import os, re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import unified_diff
@@ -81,10 +81,12 @@ def typed(
 
 def shown(
     place:Place,
-    x:Any # the value in the card; None where it is left out
+    x:Any, # the value in the card; None where it is left out
+    raw:str|None=None # a number as the file spells it
 )->Any:
     "What its field holds"
     if place.kind=='choice': return x if x in place.options else None
+    if raw is not None and place.kind=='number': return raw
     return '' if x is None else spell_block(x) if place.kind=='yaml' else x if isinstance(x, str) else spell(x)
 
 # %% ../nbs/components/card_form.ipynb #b097422e
@@ -125,12 +127,18 @@ class Draft:
         self.disk,self.unread,self.mark = _read(self.path),{},''
         try:
             text = decode_utf8(self.disk)
-            self.text,self.mark,self.value = text,'\ufeff'*self.disk.startswith(b'\xef\xbb\xbf'),parse_yaml(text).value
+            parsed = parse_yaml(text)
+            self.text,self.mark,self.value,self.then,self.raw = text,'\ufeff'*self.disk.startswith(b'\xef\xbb\xbf'),parsed.value,parse_yaml(text).value,parsed.raw
             if not isinstance(self.value, dict): raise YamlProblem('a card is a mapping (`poc: …`, `model: …`)', 1)
-        except YamlProblem as e: self.text,self.value,self.broken = '',{},Problem(e.message, line=e.line)
+        except YamlProblem as e: self.text,self.value,self.then,self.raw,self.broken = '',{},{},{},Problem(e.message, line=e.line)
         else: self.broken = None
 
     def places(self)->list[Place]: return [] if self.broken else places(self.schema, self.value)
+
+    def shown(self, place:Place)->Any:
+        "What its field holds now"
+        x = value_at(self.value, place.path)
+        return shown(place, x, self.raw.get(place.path) if x==value_at(self.then, place.path) else None)
 
     def put(self,
         place:Place,
@@ -192,16 +200,15 @@ def _section(place:Place)->str: return place.path[0] if len(place.path)>1 or pla
 
 def _default(place:Place)->str: # what counts when the field is empty
     if place.required: return 'Has to be given.'
-    return f'Left out: {spell(place.default)}.' if place.default not in (None, '', [], {}) else 'May be left out.'
+    return f'Left out: `{spell(place.default)}`.' if place.default not in (None, '', [], {}) else 'May be left out.'
 
 def _note(place:Place, wrong:str)->str:
-    return '<div class="gp-note">' + (f'<strong>✗ {escape(wrong)}</strong><br>' if wrong else '') + f'{escape(place.help)}{"" if place.help.endswith((".","?")) else "."} {escape(_default(place))}</div>'
+    return '<div class="gp-note">' + (f'<strong>✗ {escape(wrong)}</strong><br>' if wrong else '') + re.sub('`([^`]+)`', r'<code>\1</code>', escape(f'{place.help}{"" if place.help.endswith((".","?")) else "."} {_default(place)}')) + '</div>'
 
 # %% ../nbs/components/card_form.ipynb #4c94e157
-def _field(place:Place, x): # an ipywidgets widget
+def _field(place:Place, value): # an ipywidgets widget
     import ipywidgets as w
     about = dict(description=place.path[-1] if len(place.path)<3 else '.'.join(place.path[1:]), tooltip=f'{place.key}: {place.help}'[:300], layout=dict(width='97%', max_width='60em'), style=dict(description_width='14em'))
-    value = shown(place, x)
     if place.kind=='choice': return w.Dropdown(options=[('(left out)', None), *((spell(o) if isinstance(o, bool) else str(o), o) for o in place.options)], value=value, **about)
     if place.kind in ('prose','yaml') or '\n' in value: return w.Textarea(value, rows=min(8, max(2, value.count('\n')+1)), **about)
     return w.Text(value, **about)
@@ -237,7 +244,7 @@ class CardForm:
     def _show(self): # the fields of a section
         import ipywidgets as w
         mine = [p for p in self.places if _section(p)==self.section.value]
-        self.fields,self.notes = {p.key: _field(p, value_at(self.draft.value, p.path)) for p in mine},{p.key: w.HTML() for p in mine}
+        self.fields,self.notes = {p.key: _field(p, self.draft.shown(p)) for p in mine},{p.key: w.HTML() for p in mine}
         for p in mine: self.fields[p.key].observe(lambda c, p=p: self._typed(p, c['new']), 'value')
         self.body.children = [x for p in mine for x in (self.fields[p.key], self.notes[p.key])]
         self.check()

@@ -270,10 +270,11 @@ def lab(
     browser: Annotated[bool, typer.Option('--browser/--no-browser', help='Open a browser.')] = True,
     port: Annotated[int|None, typer.Option(min=1, max=65535, help="JupyterLab's port.")] = None,
 ):
-    "Open JupyterLab in a workspace beside the card (playbook-lab/): start_here and the chapters, as copies that point at it. Other options are JupyterLab's, such as --allow-root."
+    "Open JupyterLab in a workspace beside the card (playbook-lab/): start_here and the chapters, as copies that point at it. Other options, behind the POC, are JupyterLab's, such as --allow-root."
     from genai_playbook.lab import lab_command, open_lab, prepare
+    poc, others = ('', [poc, *more.args]) if poc.startswith('-') else (poc, more.args)
     ws = prepare(poc or ('.' if Path('poc.yaml').is_file() else 'demo'))
-    command = [*lab_command(ws, browser, port), *more.args]
+    command = [*lab_command(ws, browser, port), *others]
     _console().print(f'Workspace: {ws.folder}' + (f'\nKept as you changed them (delete one to get it fresh): {", ".join(ws.kept)}' if ws.kept else ''), markup=False)
     open_lab(command)
 

@@ -42,7 +42,7 @@ class Watched(Estimated):
     "Progress of a run as state; `changed` is called after each event"
     def __init__(self, changed:Callable[[], None]=lambda: None, **kw):
         super().__init__(**kw)
-        self.changed,self.run,self.cells,self.gates,self.notes,self.asked = changed,None,{},{},[],False
+        self.changed,self.run,self.cells,self.gates,self.notes,self.asked,self.over = changed,None,{},{},[],False,False
 
     def stopped(self)->bool: return self.asked
 
@@ -70,7 +70,7 @@ class Watched(Estimated):
 
     def status(self, c:ChapterRun)->str: # in words
         "What a chapter is doing"
-        return c.status if c.status!='not run' else 'running' if c.name in self.running else 'waits'
+        return c.status if c.status!='not run' or self.over else 'running' if c.name in self.running else 'waits'
 
 # %% ../nbs/components/cockpit.ipynb #9e7d0b2f
 def so_far(
@@ -117,7 +117,7 @@ def progress_html(
     signs = {n: ' '.join(f'{SYMBOLS[g["verdict"]]} {c}' for c,g in sorted(watch.gates.items()) if g['chapter']==n) for n in {g['chapter'] for g in watch.gates.values()}}
     cells = lambda c: '{} of {}'.format(*watch.cells[c.name]) if c.name in watch.cells else ''
     rows = [(c.name, f'{SYMBOL.get(watch.status(c), "·")} {watch.status(c)}', cells(c), signs.get(c.name, ''), c.error) for c in watch.run.chapters]
-    left = f'{len(watch.todo)} of {len(watch.run.chapters)} chapters to go, {watch.times()}'
+    left = f'{len(watch.todo)} of {len(watch.run.chapters)} chapters {"were not run" if watch.over else "to go"}, {watch.times()}'
     return table_html(left, ('chapter', 'state', 'cells', 'gates', ''), rows) + ''.join(f'<p>{escape(n)}</p>' for n in watch.notes)
 
 # %% ../nbs/components/cockpit.ipynb #a1daea8f
@@ -178,7 +178,7 @@ class Window:
         import ipywidgets as w
         head = lambda text: w.HTML(f'<h3>{text}</h3>')
         return w.VBox([w.HTML(CSS), head('Card'), self.card, w.HBox([self.edit, self.name, self.create]), self.card_said, self.form, head('Chapters'), self.chapters, w.HBox([self.all, self.none]),
-            head('Run'), self.effort, self.resume, w.HBox([self.start, self.stop]), self.progress, head('Decision'), self.runs, self.said, self.links, self.signing]).add_class('gp-cockpit')
+            head('Run'), self.effort, self.resume, w.HBox([self.start, self.stop]), self.progress, head('Decision'), self.runs, self.said, self.links, head('Sign-off'), self.signing]).add_class('gp-cockpit')
 
 # %% ../nbs/components/cockpit.ipynb #96054a04
 class Running(Window):
@@ -195,7 +195,7 @@ class Running(Window):
         "Begin a run beside the notebook"
         if self.thread and self.thread.is_alive(): return None
         if self.chosen()==[]: return self._say('<p role="alert">✗ No chapter is ticked: tick one.</p>')
-        self.watch,self.over,self.start.disabled,self.stop.disabled = Watched(self.draw),threading.Event(),True,False
+        self.watch,self.over,self.start.disabled,self.stop.disabled,self.card.disabled,self.create.disabled = Watched(self.draw),threading.Event(),True,False,True,True
         self.before,self.verdicts = self._gates(self.runs.value),[]
         self.signing.children,self.links.outputs = (),()
         self.progress.value = '<p role="status">Loading the model and asking it once …</p>'
@@ -220,19 +220,19 @@ class Running(Window):
             self.draw()
             self.resume.value = False
             self._list(Path(self.result['folder']))
-        except PlaybookError as e: self._broke(f'<p role="alert">✗ {escape(str(e))}</p>')
+        except PlaybookError as e: self._broke(f'<p role="alert">{"■" if self.watch.asked else "✗"} {escape(str(e))}</p>')
         except Exception:
             import traceback
             self._broke(f'<p role="alert">✗ This is a bug in genai_playbook, not in your POC: please report these lines.</p><pre>{escape(traceback.format_exc())}</pre>')
         finally:
             self.over.set()
-            self.start.disabled,self.stop.disabled = False,True
+            self.start.disabled,self.stop.disabled,self.card.disabled,self.create.disabled = False,True,False,False
 
     def _broke(self, said):
         self.over.set()
+        self.watch.over,self.watch.notes = True,[]
         self.resume.value = self.watch.run is not None
-        if self.watch.run is None: self.progress.value = ''
-        else: self.draw()
+        self.progress.value = progress_html(self.watch)
         self._say(said)
 
     def cancel(self):
@@ -255,7 +255,7 @@ class Showing(Running):
     def _say(self, html): self.said.value = html
 
     def _gates(self, folder)->list[dict]:
-        if folder is None: return []
+        if not folder: return []
         try: return json.loads((folder/'evidence.json').read_text(encoding='utf-8'))['gates']
         except (OSError, ValueError, KeyError): return []
 
@@ -263,15 +263,15 @@ class Showing(Running):
         try: found = runs_of(load_card(self.card.value).name, self.out)
         except PlaybookError: found = []
         self._quiet = True
-        self.runs.options = found or [('no run yet', None)]
+        self.runs.options = found or [('no run yet', '')]
         self._quiet = False
-        self.runs.value = show if show in [f for _,f in found] else found[0][1] if found else None
+        self.runs.value = show if show in [f for _,f in found] else found[0][1] if found else ''
         self.show()
 
     def show(self):
         "Show the run that is chosen: decision, links, sign-off"
         folder = self.runs.value
-        if folder is None:
+        if not folder:
             self.signing.children,self.links.outputs = (),()
             return self._say('<p>No run of this card yet: press Run.</p>')
         ev = json.loads((folder/'evidence.json').read_text(encoding='utf-8'))
@@ -306,7 +306,7 @@ class Cockpit(Showing):
         self.show()
 
     def _chosen_card(self):
-        self.card_said.value,self.before = '',[]
+        self.card_said.value,self.progress.value,self.before,self.resume.value = '','',[],False
         try: load_card(self.card.value)
         except PlaybookError as e: self.card_said.value = f'<p role="alert">✗ This card has to be mended before it can run:</p><pre>{escape(str(e))}</pre>'
         self._show_form()
