@@ -74,12 +74,13 @@ def diff_html(
 )->str:
     "A text, with what the reference has instead"
     if not isinstance(text, str) or not isinstance(reference, str): return said(text if isinstance(text, str) else None)
-    a,b = reference.split()[:most],text.split()[:most]
+    a,b = (t[:20*most].split()[:most] for t in (reference, text))
     res = []
     for op,i,j,k,l in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         gone,new,same = ' '.join(a[i:j]),' '.join(b[k:l]),op=='equal'
         res += [said(new)] if same else [mark(gone, 'removed')]*bool(gone)+[mark(new, 'added')]*bool(new)
-    return ' '.join(res) + (' …' if max(len(text.split()), len(reference.split()))>most else '') if res else said(text)
+    cut = any(len(t)>20*most or len(t.split())>most for t in (reference, text))
+    return ' '.join(res) + ' …'*cut if res else said(text)
 
 # %% ../nbs/components/exploring.ipynb #2c3d81ad
 def judged(
