@@ -165,9 +165,9 @@ def test_success_large_data_costs_a_page(monkeypatch):
     view = success_explore.explore(RATE, .9, answers(10_000), ['region'])
     work = dict(diff=0, sort=0, score=0)
     def counted(name, f): return lambda *a, **k: (work.update({name: work[name]+1}), f(*a, **k))[1]
-    monkeypatch.setattr(success_explore, 'diff_html', counted('diff', success_explore.diff_html))
+    monkeypatch.setattr(success_explore, "diff_html", counted("diff", success_explore.diff_html))
     monkeypatch.setattr(success_explore.np, 'argsort', counted('sort', success_explore.np.argsort))
-    monkeypatch.setattr(success_explore, 'row_scores', counted('score', success_explore.row_scores))
+    monkeypatch.setattr(success_explore, 'token_f1', counted('score', success_explore.token_f1))
     for change in (dict(target=.8), dict(n=500), dict(text='parcel 99'), dict(order='longest answer'), dict(part='region: south')): view.parts(**change)
     assert work==dict(diff=5*8, sort=0, score=0)
 
