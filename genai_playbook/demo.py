@@ -7,9 +7,9 @@ __all__ = ['DAYS', 'REGIONS', 'CHANNELS', 'NAMES', 'SURNAMES', 'STATUS', 'ANY', 
            'PHRASES', 'INTENTS', 'DECISIONS', 'KINDS', 'WRITES_FOR', 'OPENINGS', 'CLOSINGS', 'CANARIES', 'LEAK',
            'BIASED_REGIONS', 'RECIPES', 'WEIGHTS', 'REVIEWERS', 'CARELESS', 'BIASED', 'SPECIAL', 'WORDS', 'CHAT',
            'ABOUT', 'order_facts', 'fact_line', 'read_facts', 'arrival', 'fair_answer', 'message', 'canary', 'slip',
-           'roughen', 'corrupted', 'Recipe', 'training_rows', 'today', 'evaluation_rows', 'review_rows', 'csv_text',
-           'digest', 'load', 'save', 'make_tokenizer', 'make_model', 'encode', 'batches', 'train', 'reply', 'score',
-           'accuracy', 'by', 'model_card', 'build', 'measure', 'write_data', 'main']
+           'roughen', 'corrupted', 'Recipe', 'training_rows', 'today', 'evaluation_rows', 'review_rows',
+           'feedback_rows', 'csv_text', 'digest', 'load', 'save', 'make_tokenizer', 'make_model', 'encode', 'batches',
+           'train', 'reply', 'score', 'accuracy', 'by', 'model_card', 'build', 'measure', 'write_data', 'main']
 
 # %% ../nbs/foundations/demo.ipynb #51545300
 import argparse
@@ -334,6 +334,16 @@ def review_rows(
                             seconds=f'{seconds:.1f}', order=order))
     return out
 
+# %% ../nbs/foundations/demo.ipynb #2efdc86f
+def feedback_rows(n: int = 800, seed: int = 7) -> list[dict]:  # as `evaluation_rows` makes them, with `reviewed_by`
+    "Messages after release, with the right answer; nine of ten were reviewed"
+    rng, out = random.Random(f'feedback {seed}'), []
+    later = lambda t: (datetime.fromisoformat(t) + timedelta(days=56)).isoformat(timespec='minutes')
+    for o in evaluation_rows(n, seed, unseen=0.):
+        by = rng.choice(('claims desk north', 'claims desk west')) if rng.random() < .9 else ''
+        out.append(o | dict(id=f'f{o["id"]}', conversation_id=f'f{o["conversation_id"]}', timestamp=later(o['timestamp']), week=o['week'] + 8, reviewed_by=by))
+    return out
+
 # %% ../nbs/foundations/demo.ipynb #a3710a80
 def csv_text(rows: list[dict]) -> str:
     "Rows as CSV, the same bytes on every machine"
@@ -601,6 +611,7 @@ def write_data(
     out.mkdir(parents=True, exist_ok=True)
     (out/'evaluation.csv').write_text(csv_text(rows), newline='')
     (out/'reviews.csv').write_text(csv_text(review_rows(rows)), newline='')
+    (out/'feedback.csv').write_text(csv_text(feedback_rows()), newline='')
     for name in RECIPES if training else (): (out/f'training-{name}.csv').write_text(csv_text(training_rows(RECIPES[name])), newline='')
 
 # %% ../nbs/foundations/demo.ipynb #21ef9b69
