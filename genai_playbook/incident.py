@@ -102,9 +102,13 @@ def follow_up(
 def version_before(
     entries:Iterable[Entry] # of one POC
 )->str|None: # digest of its model
-    "The model that served before the one that serves now"
-    served = [d for e in entries if e.kind in ('promote','rollback') and (d := e.digests.get('model'))]
-    return next((d for d in reversed(served) if d!=served[-1]), None) if served else None
+    "The model that served before the one that serves now; what was rolled back does not come again"
+    served:list[str] = []
+    for e in entries:
+        if not (model := e.digests.get('model')) or e.kind not in ('promote','rollback'): continue
+        if e.kind=='rollback' and model in served: del served[served.index(model)+1:]
+        elif not served or served[-1]!=model: served.append(model)
+    return served[-2] if len(served)>1 else None
 
 def record_rollback(
     ledger:Ledger,
