@@ -344,22 +344,7 @@ class CanaryJudge:
         self._arms = {a: _Arm(len(self.metrics)) for a in ('baseline','canary')}
 
     @property
-    def n(self)->dict[str,int]: return {a: s.n for a,s in self._arms.items()}
-
-    def see(self, seen:Seen):
-        "Take in one finished request; the order does not matter"
-        if seen.arm not in self._arms: raise PlaybookError(f"the arm of a request is 'baseline' or 'canary', not {seen.arm!r}")
-        if seen.id is not None:
-            if seen.id in self._ids: return
-            self._ids.add(seen.id)
-        arm = self._arms[seen.arm]
-        arm.n += 1
-        if seen.user: arm.people.add(seen.user)
-        else: arm.alone += 1
-        self._last = seen.at if not self._last>seen.at else self._last
-        for i,metric in enumerate(self.metrics):
-            if not (seen.failed and metric in ANSWERED): arm.add(i, seen.user, _value(seen, metric))
-        if not self._looked and self.progress>=LAST_LOOK: self._look()
+    def n(self)->dict[str,int]: return {a: s.n for a,s in self._arms.items()} # requests by arm
 
     @property
     def progress(self)->float: # share of the planned data; above 1: more than planned
@@ -375,6 +360,26 @@ class CanaryJudge:
         "p of the sample-ratio check; 1 where there is none"
         c,b = (len(self._arms[a].people)+self._arms[a].alone for a in ('canary','baseline'))
         return 1. if self.share is None else ratio_mismatch(c, b, self.share)
+
+# %% ../nbs/components/canary.ipynb #fc661b63
+@patch
+def see(
+    self:CanaryJudge,
+    seen:Seen # in any order
+):
+    "Take in one finished request"
+    if seen.arm not in self._arms: raise PlaybookError(f"the arm of a request is 'baseline' or 'canary', not {seen.arm!r}")
+    if seen.id is not None:
+        if seen.id in self._ids: return
+        self._ids.add(seen.id)
+    arm = self._arms[seen.arm]
+    arm.n += 1
+    if seen.user: arm.people.add(seen.user)
+    else: arm.alone += 1
+    self._last = seen.at if not self._last>seen.at else self._last
+    for i,metric in enumerate(self.metrics):
+        if not (seen.failed and metric in ANSWERED): arm.add(i, seen.user, _value(seen, metric))
+    if not self._looked and self.progress>=LAST_LOOK: self._look()
 
 # %% ../nbs/components/canary.ipynb #e3bc4004
 def _rows(judge, x, b, c):
