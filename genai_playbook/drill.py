@@ -126,6 +126,7 @@ class DrillRun:
 
     decided = property(lambda self: next((e['at'] for e in self.events if e['what']=='rollback'), None))
     detected = property(lambda self: None if self.decided is None else self.decided-self.began)
+    caught = property(lambda self: self.decided is not None)
     dropped = property(lambda self: sum(not a.arm or math.isnan(a.end) for a in self.asked))
     canary = property(lambda self: [a for a in self.asked if a.arm=='canary' and a.end>=self.began])
 
@@ -274,12 +275,12 @@ def caught(runs:Iterable[Mapping])->Estimate:
     return proportion([r['detect_s'] is not None for r in runs])
 
 def detection(
-    runs:Iterable[Mapping] # of `rehearsals`
+    runs:Sequence[Mapping] # of `rehearsals`
 )->Estimate: # s
     "Mean time to detect"
-    times = [r['end'] if r['detect_s'] is None else r['detect_s'] for r in runs]
+    times = [r['end'] if r['detect_s'] is None else min(r['end'], r['detect_s']) for r in runs]
     missed = sum(r['detect_s'] is None for r in runs)
-    e = mean(times)
+    e = mean(times, bounds=(0, max(r['end'] for r in runs))) if times else mean(times)
     return replace(e, note='; '.join(filter(None, [e.note, f'{missed} of {len(times)} were missed and count with {max(times):.0f} s' if missed else '']))) if times else e
 
 def drill_table(
