@@ -305,7 +305,7 @@ def drill_table(
     return pd.DataFrame({k: row(v) for k,v in groups.items()}).T.rename_axis(['fault', 'share struck']).astype(dict(runs=int, dropped=int))
 
 # %% ../nbs/components/drill.ipynb #0a95d551
-NO_FAULT = DrillPlan(seconds=10.) # 2,000 requests, 200 of them at the canary, 80 looks
+NO_FAULT = DrillPlan(seconds=5.) # 1,000 requests, 100 of them at the canary, 40 looks
 
 def without_fault(
     seed:int,
