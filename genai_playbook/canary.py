@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RATES', 'BOUNDED', 'DEFAULT_LIMITS', 'EARLY', 'TIGHT', 'PROMOTE', 'STATES', 'WITHHELD', 'SPREAD', 'MISMATCH',
-           'ANSWERED', 'Seen', 'Limit', 'signed_root', 'z_of_t', 'boundary', 'Sums', 'Plan', 'evidence', 'room',
-           'Compared', 'compare_arms', 'n_to_decide', 'ratio_test', 'log_odds', 'ratio_mismatch', 'Judgement',
-           'CanaryJudge']
+           'ANSWERED', 'LAST_LOOK', 'Seen', 'Limit', 'signed_root', 'z_of_t', 'boundary', 'Sums', 'design_effect',
+           'Plan', 'evidence', 'room', 'Compared', 'compare_arms', 'n_to_decide', 'ratio_test', 'log_odds',
+           'ratio_mismatch', 'Judgement', 'CanaryJudge', 'Release', 'drawn', 'first_look', 'simulated', 'rolled_back',
+           'Classified', 'mann_whitney_mode']
 
 # %% ../nbs/components/canary.ipynb #70d166f6
 import math
@@ -83,7 +84,7 @@ def z_of_t(
     return (np.sign(t)*(8*df+1)/(8*df+3)*np.sqrt(df*np.log1p(np.square(t)/df)))[()]
 
 # %% ../nbs/components/canary.ipynb #8dc69324
-EARLY,TIGHT = .05,.004 # share of alpha for the mixture, and where it is tightest, in units of the planned data
+EARLY,TIGHT = .1,.02 # share of alpha for the mixture, and where it is tightest, in units of the planned data
 
 def boundary(
     f, # data so far, 1: what was planned; a number or an array
@@ -123,10 +124,15 @@ class Sums:
     @property
     def var(self): return np.maximum(self.square-self.n*self.mean**2, 0.)/np.maximum(self.n-1, 1)
     @property
-    def design(self): # at least 1
-        iid = self.square-self.n*self.mean**2
-        real = self.ss-2*self.mean*self.sn+self.mean**2*self.nn
-        return np.where(iid>1e-12*self.square, np.maximum(real/iid, 1.), 1.)
+    def squares(self): # sum of squared deviations: of requests, and of whole users
+        return self.square-self.n*self.mean**2,self.ss-2*self.mean*self.sn+self.mean**2*self.nn
+
+def design_effect(
+    *arms:Sums
+):  # at least 1
+    "How many requests of these users are worth one independent request"
+    single,users = (sum(x) for x in zip(*(s.squares for s in arms)))
+    with np.errstate(all='ignore'): return np.where(single>1e-12*sum(s.square for s in arms), np.maximum(users/single, 1.), 1.)
 
 # %% ../nbs/components/canary.ipynb #d0a9b295
 @dataclass
@@ -150,7 +156,8 @@ class Plan:
 
 # %% ../nbs/components/canary.ipynb #edf7e207
 def _scatter(b, c): # what the variance of a difference is made of, clusters included
-    return c.design/c.n,b.design/b.n
+    both = design_effect(b, c)
+    return np.maximum(design_effect(c), both)/c.n,np.maximum(design_effect(b), both)/b.n
 
 def evidence(
     b:Sums, # baseline
@@ -220,7 +227,8 @@ def compare_arms(
         worse = (np.minimum(b.users, c.users)>=plan.least)&(z>=beyond)&(gap>=plan.worst)
         state = np.select([worse, ~enough, top<plan.worst], [3, 0, 2], 1)
         bottom = gap-beyond*np.where(z==0, se/scale, gap/z)
-        ends = np.sort(np.stack([plan.sign*bottom, plan.sign*top]), axis=0)
+        reach = np.where(plan.bounded&~plan.relative, 1., np.inf) # two shares differ by at most 1
+        ends = np.clip(np.sort(np.stack([plan.sign*bottom, plan.sign*top]), axis=0), -reach, reach)
     return Compared(state, plan.sign*gap, ends[0], ends[1], z, f)
 
 # %% ../nbs/components/canary.ipynb #cade5be9
@@ -241,7 +249,7 @@ def n_to_decide(
     with np.errstate(all='ignore'):
         n,total,square = (x+y for x,y in ((b.n, c.n), (b.total, c.total), (b.square, c.square)))
         mean,var = _softened(Sums.independent(n, total, square), plan.bounded)
-        design,each = np.maximum(b.design, c.design),1/c.n+1/b.n
+        design,each = design_effect(b, c),1/c.n+1/b.n
         margin,z = np.where(plan.relative, plan.worst*np.abs(mean), plan.worst),2.8
         for _ in range(4): # z grows slowly with n
             size = z**2*var*design/margin**2 # 1 / (1/n_canary + 1/n_baseline)
@@ -332,7 +340,7 @@ class CanaryJudge:
     ):
         self.plan = Plan(list(DEFAULT_LIMITS if limits is None else limits), level, planned, least)
         self.share,self.clock,self.metrics = None if share is None else _share(share),clock,[l.metric for l in self.plan.limits]
-        self._ids,self._last = set(),math.nan
+        self._ids,self._last,self._found,self._looked = set(),math.nan,None,False
         self._arms = {a: _Arm(len(self.metrics)) for a in ('baseline','canary')}
 
     @property
@@ -351,6 +359,12 @@ class CanaryJudge:
         self._last = seen.at if not self._last>seen.at else self._last
         for i,metric in enumerate(self.metrics):
             if not (seen.failed and metric in ANSWERED): arm.add(i, seen.user, _value(seen, metric))
+        if not self._looked and self.progress>=LAST_LOOK: self._look()
+
+    @property
+    def progress(self)->float: # share of the planned data; above 1: more than planned
+        b,c = self.n.values()
+        return 2*b*c/(b+c)/self.plan.planned if b and c else 0.
 
     def compared(self)->tuple[Compared,Sums,Sums]:
         "The arrays behind the verdict, and the sums of baseline and canary"
@@ -389,14 +403,26 @@ def _waiting(judge, rows, x, b, c): # why, and the canary requests that would de
     if missing: return f"no data to judge {', '.join(missing)} by: at least {judge.plan.least} users in each arm must be measured, and as often in the canary as in the baseline",judge.plan.planned
     is_open = (x.state==1)&judge.plan.required
     if not is_open.any(): return 'no limit is required, so nothing can be promoted',None
-    need = int(np.max(n_to_decide(b, c, judge.plan)[is_open]))
+    need = np.max(n_to_decide(b, c, judge.plan)[is_open])
     names = ', '.join(m for m,o in zip(judge.metrics, is_open) if o)
-    if need>judge.n['canary']: return f"too little data: {names} is open after {judge.n['canary']:,} canary requests; about {need:,} decide if the release is as good as the baseline",need
+    if need>judge.n['canary']: return f"too little data: {names} is open after {judge.n['canary']:,} canary requests; about {need:,.0f} decide if the release is as good as the baseline",int(need)
     return f"{names} is open: after {judge.n['canary']:,} canary requests the difference is still too near its limit to call",None
+
+LAST_LOOK = .98 # share of the planned data
+
+@patch
+def _look(self:CanaryJudge):
+    now,self._looked = self._judge(),True
+    if now.action=='rollback': self._found = now
 
 @patch
 def verdict(self:CanaryJudge)->Judgement:
-    "What to do now; asking more often changes nothing"
+    "What to do now; may be asked at any time"
+    now = self._judge()
+    return self._found if self._found and now.action!='rollback' else now
+
+@patch
+def _judge(self:CanaryJudge)->Judgement:
     x,b,c = self.compared()
     rows,needed = _rows(self, x, b, c),None
     if (x.state==3).any(): action,why = 'rollback',_why_worse(rows)
@@ -405,3 +431,116 @@ def verdict(self:CanaryJudge)->Judgement:
         action = 'wait'
         why,needed = _waiting(self, rows, x, b, c)
     return Judgement(action, why[0].upper()+why[1:]+'.', rows, self.n, self.clock() if self.clock else self._last, needed)
+
+# %% ../nbs/components/canary.ipynb #85c56794
+@patch
+def next_step(
+    self:CanaryJudge,
+    share:float # of the canary from now on; 1: everybody, so the baseline seen so far is kept
+):
+    "Begin a new comparison, with errors of its own"
+    everybody = share==1
+    self.share,self._found,self._looked = None if everybody else _share(share),None,False
+    for a in ('canary',) if everybody else self._arms: self._arms[a] = _Arm(len(self.metrics))
+
+# %% ../nbs/components/canary.ipynb #2abdd4c3
+@dataclass(frozen=True)
+class Release:
+    "How a simulated release answers"
+    failed:float = .02 # chances
+    refused:float = .05
+    harmful:float = .001
+    quality:float = .9
+    seconds:float = 1. # mean of a log-normal time
+    cost:float = .002 # mean of a log-normal price
+    spread:float = .5 # standard deviation of the logarithms
+
+def drawn(
+    release:Release,
+    metrics:Iterable[str],
+    size:tuple[int,int], # runs, looks
+    step:int, # requests between two looks
+    rng:np.random.Generator
+)->Sums: # arrays of runs × looks × metrics
+    "What an arm of each run shows at each look"
+    total,square = [],[]
+    for m in metrics:
+        mean = getattr(release, m)
+        if m in BOUNDED: x = y = rng.binomial(step, mean, size)
+        else:
+            each = rng.lognormal(math.log(mean)-release.spread**2/2, release.spread, (*size, step))
+            x,y = each.sum(-1),(each**2).sum(-1)
+        total.append(x.cumsum(1)); square.append(y.cumsum(1))
+    n = np.broadcast_to(step*np.arange(1., size[1]+1)[:,None], (*size, len(total)))
+    return Sums.independent(n, np.stack(total, -1).astype(float), np.stack(square, -1).astype(float))
+
+# %% ../nbs/components/canary.ipynb #33570d57
+def first_look(
+    hit:np.ndarray # runs × looks
+)->np.ndarray: # 1, 2, …; inf: never
+    "The look at which it happened first"
+    return np.where(hit.any(1), hit.argmax(1)+1., np.inf)
+
+def simulated(
+    canary:Release,
+    baseline:Release=Release(),
+    limits:Iterable[Limit]=tuple(DEFAULT_LIMITS),
+    runs:int=2000,
+    looks:int=40,
+    steps:tuple[int,int]=(15, 15), # requests of canary and baseline between two looks
+    seed:int=0,
+    **more # level, planned, least
+)->Compared: # arrays of runs × looks × metrics
+    "What the judge sees at each look of many runs"
+    plan,rng = Plan(list(limits), **more),np.random.default_rng(seed)
+    c,b = (drawn(r, [l.metric for l in plan.limits], (runs, looks), n, rng) for r,n in zip((canary, baseline), steps))
+    return compare_arms(b, c, plan)
+
+def rolled_back(x:Compared)->np.ndarray: "First look at which a run is rolled back; inf: never"; return first_look((x.state==3).any(-1))
+
+# %% ../nbs/components/canary.ipynb #e74fc455
+@dataclass
+class Classified:
+    "How a time series of the canary lies beside the baseline's"
+    label:str # High, Low, Pass or Nodata
+    shift:float # median of all differences, canary minus baseline
+    low:float # interval of the shift
+    high:float
+    floor:float # shifts up to this size are harmless
+    n:tuple[int,int] # points of canary and baseline
+    @property
+    def passes(self)->bool: return self.label=='Pass'
+
+def _rank_paths(n, m): # chance of each value 0 … n·m of the Mann-Whitney statistic without ties
+    ways = np.zeros(n*m+1)
+    ways[0] = 1
+    for i in range(1, m+1):
+        for k in range(n*m, n+i-1, -1): ways[k] -= ways[k-n-i]
+        for k in range(i, n*m+1): ways[k] += ways[k-i]
+    return ways/ways.sum()
+
+def _cut(n, m, tail): # differences to leave out at each end
+    if n+m<=40: return int((_rank_paths(n, m).cumsum()<=tail).sum())
+    from scipy.special import ndtri
+    return max(0, math.floor(n*m/2+ndtri(tail)*math.sqrt(n*m*(n+m+1)/12)))
+
+# %% ../nbs/components/canary.ipynb #18a934ae
+def mann_whitney_mode(
+    baseline:Iterable[float], # a value a minute, or another fixed step
+    canary:Iterable[float],
+    floor:float=.05, # shift that is harmless, as a share of the baseline's median
+    confidence:float=.98, # of the interval, Kayenta's
+    looks:int=1, # how often it will be asked
+    least:int=10 # points in each series
+)->Classified:
+    "Kayenta-style verdict on one metric, with a floor measured on the baseline"
+    b,c = (np.sort(a[np.isfinite(a)]) for a in (np.asarray(list(x), float) for x in (baseline, canary)))
+    n = len(c),len(b)
+    if max(n)>5000: raise PlaybookError('the Mann-Whitney mode compares at most 5,000 points a series: average them over longer steps')
+    allowed = floor*abs(float(np.median(b))) if n[1] else math.nan
+    if min(n)<least: return Classified('Nodata', math.nan, -math.inf, math.inf, allowed, n)
+    gaps,k = np.subtract.outer(c, b).ravel(),_cut(*n, (1-confidence)/2/looks)
+    if k: gaps.partition([k-1, gaps.size-k])
+    low,high = (float(gaps[k-1]),float(gaps[-k])) if k else (-math.inf,math.inf)
+    label = 'High' if low>allowed else 'Low' if high<-allowed else 'Pass' if math.isfinite(low) else 'Nodata'
+    return Classified(label, float(np.median(gaps)), low, high, allowed, n)
