@@ -225,11 +225,11 @@ class MLflowRegistry(LedgerRegistry):
         return res
 
     def _there(self)->dict[int,str]: # our number: MLflow's
-        return {int(v.tags[TAG]): v.version for v in self.client.search_model_versions(f"name='{self.poc}'") if str(v.tags.get(TAG, '')).isdigit()}
+        return {int(v.tags[TAG]): str(v.version) for v in self.client.search_model_versions(f"name='{self.poc}'") if str(v.tags.get(TAG, '')).isdigit()}
     def shown(self)->int|None:
         "The version that MLflow calls champion; None: none, or one that is not ours"
         found = self.client.get_registered_model(self.poc).aliases.get(ALIAS)
-        return next((n for n,v in self._there().items() if str(v)==str(found)), None)
+        return next((n for n,v in self._there().items() if v==str(found)), None)
 
     def sync(self)->None:
         "Make MLflow show what the ledger says"
