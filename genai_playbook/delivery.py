@@ -73,6 +73,7 @@ def forbidden(
     "Rows that must not be learned"
     import pandas as pd
     some = evaluation[evaluation['prompt'].notna() & evaluation['reference'].notna()].head(n) if 'reference' in evaluation else evaluation.head(0)
+    if not len(some): return some.assign(reviewed_by=[])
     same = some.assign(id=[f'planted-{i}' for i in range(len(some))], cluster=[f'planted-{i}' for i in range(len(some))], reviewed_by='somebody')
     loud = same.assign(id='loud-'+same['id'], cluster='loud-'+same['id'], prompt=same['prompt'].str.upper()+' !')
     new = same.assign(prompt=[f'{p} planted {i}' for i,p in enumerate(same['prompt'])])
