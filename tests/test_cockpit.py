@@ -212,6 +212,14 @@ def test_folders_that_are_no_runs_are_passed_over(made, tmp_path):
     assert [f.name for _, f in runs_of('tiny', out)] == sorted((made['good'].name, made['bad'].name), reverse=True) and runs_of('other', out) == []
 
 
+def test_a_run_that_vanished_is_one_sentence(window, made, world, tmp_path):
+    w = window(out=shutil.copytree(world/'evidence', tmp_path/'evidence'))
+    other = next(f for _, f in w.runs.options if f != w.runs.value)
+    shutil.rmtree(other)
+    w.runs.value = other
+    assert '✗ This run can no longer be read' in w.said.value and not w.signing.children
+
+
 def test_links_hold_odd_folders(made, tmp_path):
     odd = shutil.copytree(made['good'], tmp_path/'a (b) & c')
     assert links_md(odd, tmp_path).startswith('[The report](<a (b) & c/index.html>)')
