@@ -280,6 +280,23 @@ def lab(
 
 
 @app.command()
+def ci(
+    forge: Annotated[str, typer.Argument(metavar='github|gitlab', help='Whose CI shall run the playbook.')],
+    poc: Annotated[str, typer.Option(help='The card, its folder, or a bundled POC.')] = 'poc.yaml',
+    schedule: Annotated[str, typer.Option(metavar='CRON', help="Also run it as an audit: five fields in UTC, such as '0 3 * * 1' for Mondays at 3:00.")] = '',
+    out: Annotated[Path|None, typer.Option(metavar='PATH', help='The file; where the forge looks for it when left out.')] = None,
+    fail_on: Annotated[str, typer.Option(help='[bold]insufficient[/]: the check is red unless the decision is GO. [bold]no-go[/]: INSUFFICIENT EVIDENCE is a warning.')] = 'insufficient',
+    effort: Annotated[str, typer.Option(help='Of a run on a change, quick or full; an audit is always full.')] = 'full',
+    install: Annotated[str, typer.Option(metavar='COMMAND', help='What installs the playbook and what the POC imports; this version and requirements.txt when left out.')] = '',
+    force: Annotated[bool, typer.Option('--force', help='Overwrite a file that differs.')] = False,
+):
+    "Write a workflow that runs the playbook on every pull or merge request, shows the summary, keeps the evidence and fails on NO-GO."
+    from genai_playbook.delivery_ci import write_ci
+    path, written = write_ci(forge, poc, schedule, out, fail_on, effort, install, force)
+    _console().print(f'Wrote {path}; its first lines say what it needs.' if written else f'{path} is as it should be.', markup=False)
+
+
+@app.command()
 def chapters():
     "List the chapters, what each answers, and its parameters."
     import json
