@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CSS', 'home_of', 'cards_near', 'Watched', 'so_far', 'moved', 'table_html', 'progress_html', 'runs_of', 'links_md',
-           'Window', 'Running', 'Showing', 'Cockpit']
+           'Window', 'Showing', 'Background', 'Running', 'Cockpit']
 
 # %% ../nbs/components/cockpit.ipynb #59f09f14
 import json, os, threading
@@ -180,75 +180,15 @@ class Window:
         return w.VBox([w.HTML(CSS), head('Card'), self.card, w.HBox([self.edit, self.name, self.create]), self.card_said, self.form, head('Chapters'), self.chapters, w.HBox([self.all, self.none]),
             head('Run'), self.effort, self.resume, w.HBox([self.start, self.stop]), self.progress, head('Decision'), self.runs, self.said, self.links, head('Sign-off'), self.signing]).add_class('gp-cockpit')
 
-# %% ../nbs/components/cockpit.ipynb #96054a04
-class Running(Window):
-    "A window that carries out runs"
-    def chosen(self)->list[str]|None: # None: the whole playbook
-        "The chapters that are ticked"
-        on = [b.description for b in self.chapters.children if b.value]
-        return None if len(on)==len(self.chapters.children) else on
-
-    def tick(self, on:bool):
-        for b in self.chapters.children: b.value = on
-
-    def go(self)->threading.Thread|None: # None: it could not begin
-        "Begin a run beside the notebook"
-        if self.thread and self.thread.is_alive(): return None
-        if self.chosen()==[]: return self._say('<p role="alert">✗ No chapter is ticked: tick one.</p>')
-        self.watch,self.over,self.start.disabled,self.stop.disabled,self.card.disabled,self.create.disabled = Watched(self.draw),threading.Event(),True,False,True,True
-        self.before,self.verdicts = self._gates(self.runs.value),[]
-        self.signing.children,self.links.outputs = (),()
-        self.progress.value = '<p role="status">Loading the model and asking it once …</p>'
-        self._say('')
-        options = dict(chapters=self.chosen(), effort=self.effort.value, out=self.out, resume=self.resume.value, progress=self.watch)
-        self.thread = threading.Thread(target=self._work, args=(self.card.value, options), daemon=True)
-        threading.Thread(target=self._tick, args=(self.over,), daemon=True).start()
-        self.thread.start()
-        return self.thread
-
-    def _tick(self, over): # the clock goes on between events
-        while not over.wait(1): self.draw()
-
-    def _work(self, poc, options):
-        from genai_playbook.witness import record_run, waivers_for
-        try:
-            self.waivers = waivers_for(load_card(poc))
-            self.result = self._run(poc, **options)
-            try: record_run(self.result)
-            except PlaybookError as e: self.watch.notes.append(f'The run is not in the ledger: {e}')
-            self.over.set()
-            self.draw()
-            self.resume.value = False
-            self._list(Path(self.result['folder']))
-        except PlaybookError as e: self._broke(f'<p role="alert">{"■" if self.watch.asked else "✗"} {escape(str(e))}</p>')
-        except Exception:
-            import traceback
-            self._broke(f'<p role="alert">✗ This is a bug in genai_playbook, not in your POC: please report these lines.</p><pre>{escape(traceback.format_exc())}</pre>')
-        finally:
-            self.over.set()
-            self.start.disabled,self.stop.disabled,self.card.disabled,self.create.disabled = False,True,False,False
-
-    def _broke(self, said):
-        self.over.set()
-        self.watch.over,self.watch.notes = True,[]
-        self.resume.value = self.watch.run is not None
-        self.progress.value = progress_html(self.watch)
-        self._say(said)
-
-    def cancel(self):
-        "Ask the run to stop"
-        self.watch.asked,self.stop.disabled = True,True
-        self.watch.note('Stopping …')
-
 # %% ../nbs/components/cockpit.ipynb #3686f7ee
-class Showing(Running):
+class Showing(Window):
     "A window that shows what runs say"
     def draw(self):
         "Show how far the run is, and what it says so far"
         with self.lock:
             watch = self.watch
             self.progress.value = progress_html(watch) or self.progress.value
-            if self.over.is_set() or (d := so_far(watch, self.waivers)) is None: return
+            if self.over.is_set() or (d := so_far(watch, self.waivers)) is None: return # the end is shown by `show`
             if not self.verdicts or self.verdicts[-1]!=d.verdict: self.verdicts.append(d.verdict)
             self._say(f'<p role="status"><strong>So far</strong> {" → ".join(map(badge, self.verdicts))} {escape(d.headline)}</p>')
 
@@ -270,18 +210,91 @@ class Showing(Running):
 
     def show(self):
         "Show the run that is chosen: decision, links, sign-off"
-        folder = self.runs.value
-        if not folder:
-            self.signing.children,self.links.outputs = (),()
-            return self._say('<p>No run of this card yet: press Run.</p>')
+        with self.lock: # whatever was being drawn is older
+            try: self._show_run(self.runs.value)
+            except (PlaybookError, OSError, ValueError, KeyError) as e:
+                self.signing.children,self.links.outputs = (),()
+                self._say(f'<p role="alert">✗ This run can no longer be read: {escape(str(e))}</p>')
+
+    def _show_run(self, folder):
+        self.signing.children,self.links.outputs = (),()
+        if not folder: return self._say('<p>No run of this card yet: press Run.</p>')
         ev = json.loads((folder/'evidence.json').read_text(encoding='utf-8'))
         rows = [(c, f'{SYMBOLS[a]} {a}', f'{SYMBOLS[b]} {b}') for c,a,b in moved(self.before, ev['gates'])]
         self._say(f'<div role="status">{decision_html(ev["decision"])}{table_html("Changed since the run before", ("gate", "before", "now"), rows) if rows else ""}</div>')
         self.links.outputs = (dict(output_type='display_data', data={'text/markdown': links_md(folder, self.here), 'text/plain': str(folder)}, metadata={}),)
         self.signing.children = (SignOff(folder).widget,)
 
-# %% ../nbs/components/cockpit.ipynb #cfc4f8ee
-class Cockpit(Showing):
+# %% ../nbs/components/cockpit.ipynb #96054a04
+class Background(Showing):
+    "A window that carries out runs beside the notebook"
+    def _lock(self, on:bool):
+        for x in (self.start, self.card, self.create): x.disabled = on
+        self.stop.disabled = not on
+
+    def _tick(self, over): # the clock goes on between events
+        while not over.wait(1): self.draw()
+
+    def _work(self, poc, options):
+        from genai_playbook.witness import record_run, waivers_for
+        try:
+            self.waivers = waivers_for(load_card(poc))
+            self.result = self._run(poc, **options)
+            try: record_run(self.result)
+            except PlaybookError as e: self.watch.notes.append(f'The run is not in the ledger: {e}')
+            self.over.set()
+            self.draw()
+            self.resume.value = False
+            self._list(Path(self.result['folder']))
+        except PlaybookError as e: self._broke(f'<p role="alert">{"■" if self.watch.asked else "✗"} {escape(str(e))}</p>')
+        except Exception:
+            import traceback
+            self._broke(f'<p role="alert">✗ This is a bug in genai_playbook, not in your POC: please report these lines.</p><pre>{escape(traceback.format_exc())}</pre>')
+        finally:
+            self.over.set()
+            self._lock(False)
+
+    def _broke(self, said):
+        self.over.set()
+        with self.lock:
+            self.watch.over,self.watch.notes = True,[]
+            self.resume.value = self.watch.run is not None
+            self.progress.value = progress_html(self.watch)
+            self._say(said)
+
+# %% ../nbs/components/cockpit.ipynb #ec3a60f9
+class Running(Background):
+    "A window whose buttons work"
+    def chosen(self)->list[str]|None: # None: the whole playbook
+        "The chapters that are ticked"
+        on = [b.description for b in self.chapters.children if b.value]
+        return None if len(on)==len(self.chapters.children) else on
+
+    def tick(self, on:bool):
+        for b in self.chapters.children: b.value = on
+
+    def go(self)->threading.Thread|None: # None: it could not begin
+        "Begin a run beside the notebook"
+        if self.thread and self.thread.is_alive(): return None
+        if self.chosen()==[]: return self._say('<p role="alert">✗ No chapter is ticked: tick one.</p>')
+        self.watch,self.over = Watched(self.draw),threading.Event()
+        self._lock(True)
+        self.before,self.verdicts = self._gates(self.runs.value),[]
+        self.signing.children,self.links.outputs = (),()
+        self.progress.value = '<p role="status">Loading the model and asking it once …</p>'
+        self._say('')
+        options = dict(chapters=self.chosen(), effort=self.effort.value, out=self.out, resume=self.resume.value, progress=self.watch)
+        self.thread = threading.Thread(target=self._work, args=(self.card.value, options), daemon=True)
+        for t in (threading.Thread(target=self._tick, args=(self.over,), daemon=True), self.thread): t.start()
+        return self.thread
+
+    def cancel(self):
+        "Ask the run to stop"
+        self.watch.asked,self.stop.disabled = True,True
+        self.watch.note('Stopping …')
+
+# %% ../nbs/components/cockpit.ipynb #14d1bf0f
+class Cockpit(Running):
     "A POC's runs in one window; `widget` shows it"
     def __init__(self,
         poc:str|Path='demo', # the card that is chosen at first
