@@ -265,6 +265,21 @@ def compare(
     raise typer.Exit(result['exit_code'])
 
 
+@app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
+def lab(
+    more: typer.Context,
+    poc: Annotated[str, typer.Argument(metavar='[POC]', help='A card (poc.yaml), its folder, or a bundled POC. Left out: the poc.yaml of this folder, else the demo.')] = '',
+    browser: Annotated[bool, typer.Option('--browser/--no-browser', help='Open a browser.')] = True,
+    port: Annotated[int|None, typer.Option(min=1, max=65535, help="JupyterLab's port.")] = None,
+):
+    "Open JupyterLab in a workspace beside the card (playbook-lab/): start_here and the chapters, as copies that point at it. Other options are JupyterLab's, such as --allow-root."
+    from genai_playbook.lab import lab_command, open_lab, prepare
+    ws = prepare(poc or ('.' if Path('poc.yaml').is_file() else 'demo'))
+    command = [*lab_command(ws, browser, port), *more.args]
+    _console().print(f'Workspace: {ws.folder}' + (f'\nKept as you changed them (delete one to get it fresh): {", ".join(ws.kept)}' if ws.kept else ''), markup=False)
+    open_lab(command)
+
+
 @app.command()
 def chapters():
     "List the chapters, what each answers, and its parameters."
