@@ -288,7 +288,9 @@ def hear(
     try:
         if message.get('do')=='undo': said = 'Taken back.' if session.undo() else 'There is nothing to undo.'
         elif message.get('do')=='label': said = f'Saved: {message.get("label")}.' if session.give(message.get('label'), message.get('item')) else 'Not saved: this item was labelled elsewhere. Here is the next one.'
-        else: session.file.refresh()
+        else:
+            session.file.refresh()
+            said = f'Keys 1 to {len(session.task.labels)} give a label, u takes the last one back: click here or move here with Tab first.'
     except PlaybookError as e: said = str(e)
     return shown(session, said)
 
