@@ -190,11 +190,9 @@ def sign(
 ):
     "Record a person's decision on a run in the ledger. GO is refused over a failed, undecided or stale gate that nobody waived."
     from genai_playbook.signing import sign as sign_
+    from genai_playbook.signing import told
     if go is None: raise PlaybookError('Say --go or --no-go.')
-    entry, state, names = sign_(run, go, by, because, key)
-    needed = entry.facts['needed']
-    said = f'{len(names)} of {needed} signatures: another person has to sign before it counts.' if state == 'waiting' else f'The decision on this run is {state}.'
-    _console().print(f'Entry {entry.seq} of the ledger: {"GO" if go else "NO-GO"} by {entry.who}. {said}', markup=False)
+    _console().print(told(*sign_(run, go, by, because, key)), markup=False)
 
 
 @app.command()
@@ -272,10 +270,11 @@ def lab(
     browser: Annotated[bool, typer.Option('--browser/--no-browser', help='Open a browser.')] = True,
     port: Annotated[int|None, typer.Option(min=1, max=65535, help="JupyterLab's port.")] = None,
 ):
-    "Open JupyterLab in a workspace beside the card (playbook-lab/): start_here and the chapters, as copies that point at it. Other options are JupyterLab's, such as --allow-root."
+    "Open JupyterLab in a workspace beside the card (playbook-lab/): start_here and the chapters, as copies that point at it. Other options, behind the POC, are JupyterLab's, such as --allow-root."
     from genai_playbook.lab import lab_command, open_lab, prepare
+    poc, others = ('', [poc, *more.args]) if poc.startswith('-') else (poc, more.args)
     ws = prepare(poc or ('.' if Path('poc.yaml').is_file() else 'demo'))
-    command = [*lab_command(ws, browser, port), *more.args]
+    command = [*lab_command(ws, browser, port), *others]
     _console().print(f'Workspace: {ws.folder}' + (f'\nKept as you changed them (delete one to get it fresh): {", ".join(ws.kept)}' if ws.kept else ''), markup=False)
     open_lab(command)
 

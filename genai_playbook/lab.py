@@ -1,7 +1,7 @@
 """A workspace beside the card, opened in JupyterLab: start_here and the chapters as copies that point at it
 
 The notebooks of the playbook are never opened themselves, so nothing that is done in the workspace changes what `genai-playbook run` executes. A copy that somebody changed is never
-written again; one that nobody touched follows the playbook."""
+written again; one that was only executed, or that nobody touched, follows the playbook."""
 import ast
 import json
 import os
@@ -19,7 +19,8 @@ from genai_playbook.errors import PlaybookError
 __all__ = ['FOLDER', 'START', 'Workspace', 'workspace_folder', 'pointed_at', 'prepare', 'lab_command', 'open_lab']
 
 FOLDER, START = 'playbook-lab', 'start_here.ipynb'
-_WROTE = '.written.json'  # digest of each copy as it was written
+_WROTE = '.written.json'  # digest of each copy's sources as they were written
+_ALONE = ('--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate')  # it asks no server for news
 
 
 @dataclass
@@ -73,6 +74,13 @@ def pointed_at(
     return nb
 
 
+def _sources(data: bytes) -> str:
+    "Digest of what is written in a notebook; outputs come and go by executing it, and are no change"
+    try: cells = [(c['cell_type'], ''.join(c['source'])) for c in json.loads(data)['cells']]
+    except (ValueError, TypeError, KeyError): return ''  # no notebook: somebody's own
+    return sha256(json.dumps(cells).encode()).hexdigest()
+
+
 def _written(folder: Path) -> dict[str, str]:
     try: known = json.loads((folder/_WROTE).read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}  # then every copy counts as changed
@@ -91,14 +99,12 @@ def prepare(
         known = _written(ws.folder)
         for p in [notebooks_folder()/START, *(c.path for c in find_chapters().values())]:
             data, there = _text(p, ws.poc), ws.folder/p.name
-            old = there.read_bytes() if there.exists() else None
-            if old is not None and sha256(old).hexdigest() != known.get(p.name):
-                ws.kept.append(p.name)
-                continue
-            known[p.name] = sha256(data).hexdigest()
-            if old != data:
+            old, new = _sources(there.read_bytes()) if there.exists() else None, _sources(data)
+            if old is not None and old not in (new, known.get(p.name)): ws.kept.append(p.name)
+            elif old != new:
                 write_whole(there, data)
                 ws.written.append(p.name)
+            if old in (None, new, known.get(p.name)): known[p.name] = new
         write_whole(ws.folder/_WROTE, json.dumps(known, indent=1))
     except OSError as e: raise PlaybookError(f'The workspace {ws.folder} cannot be written ({e.strerror}): copy the card to a folder where you may write.') from None
     return ws
@@ -119,7 +125,7 @@ def lab_command(
     from importlib.util import find_spec
     if find_spec('jupyterlab') is None: raise PlaybookError('JupyterLab is not installed here: pip install "genai_playbook[lab]", or open the notebooks of the workspace with another editor.')
     url = '/lab/tree/' + quote((ws.folder.relative_to(ws.root)/START).as_posix())
-    return [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={ws.root}', f'--LabApp.default_url={url}', *([f'--ServerApp.port={port}'] if port is not None else []), *([] if browser else ['--no-browser'])]
+    return [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={ws.root}', f'--LabApp.default_url={url}', *_ALONE, *([f'--ServerApp.port={port}'] if port is not None else []), *([] if browser else ['--no-browser'])]
 
 
 def open_lab(
