@@ -76,8 +76,8 @@ def attack_html(
     raw = None if inside else bare.answer([way[-1].text if way else prompt])[0]
     back = through(chain(True), raw.text) if raw and raw.text.strip() else []
     end = system.answer([prompt])[0]
-    text = lambda new, old='': said(card.show(new or '')) if card.data.private or not old or new==old else diff_html(new, old)
-    steps = [(f'before: {escape(p.guard)}', p.did, text(p.text, p.before)) for p in way]
+    text = lambda new, old=None: '' if new in (None, '', old) else said(card.show(new)) if card.data.private or old is None else diff_html(new, old)
+    steps = [('the attacker', 'sent', text(prompt))] + [(f'before: {escape(p.guard)}', p.did, text(p.text, p.before)) for p in way]
     steps += [('the model', 'was not asked' if inside else 'failed' if raw.error else 'answered', text('' if inside else raw.error or raw.text))]
     steps += [(f'behind: {escape(p.guard)}', p.did, text(p.text, p.before)) for p in back]
     steps += [(f'<strong>{escape(end.tier or "model")}</strong> answers', '', text(end.text or end.error))]
