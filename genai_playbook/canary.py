@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RATES', 'BOUNDED', 'DEFAULT_LIMITS', 'EARLY', 'TIGHT', 'PROMOTE', 'STATES', 'WITHHELD', 'POWER', 'SPREAD', 'MISMATCH',
            'ANSWERED', 'LAST_LOOK', 'Seen', 'Limit', 'signed_root', 'z_of_t', 'boundary', 'Sums', 'design_effect',
-           'Plan', 'scatter', 'evidence', 'room', 'Compared', 'compare_arms', 'n_to_decide', 'ratio_test', 'log_odds',
+           'Plan', 'scatter', 'evidence', 'room', 'Compared', 'compare_arms', 'n_to_decide', 'log_odds',
            'ratio_mismatch', 'Judgement', 'CanaryJudge', 'Release', 'drawn', 'first_look', 'simulated', 'rolled_back',
            'Classified', 'mann_whitney_mode']
 
@@ -270,24 +270,13 @@ def n_to_decide(
             z = _mixture(2*size/design/plan.planned, PROMOTE, 2*plan.level)/np.sqrt(2*size/design/plan.planned)
         return np.ceil(size*each*c.n)
 
-# %% ../nbs/components/canary.ipynb #755b51cd
-def ratio_test(
-    n_canary:int,
-    n_baseline:int,
-    share:float # planned share of the canary
-)->tuple[float,float]: # chi-square with one degree of freedom, p
-    "Sample-ratio check for one look, at the end"
-    n = n_canary+n_baseline
-    chi2 = (n_canary-n*_share(share))**2/(n*share*(1-share)) if n else 0.
-    return chi2,math.erfc(math.sqrt(chi2/2))
+# %% ../nbs/components/canary.ipynb #6fd127b0
+SPREAD = 100 # how close to the plan other shares are thought to be: as after 100 users
+MISMATCH = .01 # p from which the split is wrong
 
 def _share(share):
     if not 0<share<1: raise PlaybookError(f'the share of the canary must be between 0 and 1, not {share}')
     return share
-
-# %% ../nbs/components/canary.ipynb #6fd127b0
-SPREAD = 100 # how close to the plan other shares are thought to be: as after 100 users
-MISMATCH = .01 # p from which the split is wrong
 
 def log_odds(n_canary, n_baseline, share): # numbers or arrays
     "Logarithm of the bet against the planned split"
