@@ -20,7 +20,7 @@ from .report import write_whole
 from .tables import did_you_mean
 
 # %% ../nbs/components/delivery_ci.ipynb #cda7a7f9
-_FIELDS = (('minute', 0, 59, ''), ('hour', 0, 23, ''), ('day of the month', 1, 31, ''), ('month', 1, 12, 'jan feb mar apr may jun jul aug sep oct nov dec'), ('day of the week', 0, 7, 'sun mon tue wed thu fri sat'))
+_FIELDS = (('minute', 0, 59, ''), ('hour', 0, 23, ''), ('day of the month', 1, 31, ''), ('month', 1, 12, 'jan feb mar apr may jun jul aug sep oct nov dec'), ('day of the week', 0, 6, 'sun mon tue wed thu fri sat'))
 
 def _fits(part, low, high, names):
     "Is a part of a cron field (3, mon, 1-5, */15, 8-18/2) one that exists?"
@@ -99,7 +99,7 @@ def github_workflow(
              {'name': 'Show the summary', 'if': 'always()', 'run': _SUMMARISE.format(evidence=EVIDENCE, to='"$GITHUB_STEP_SUMMARY"')},
              {'name': 'Keep the evidence', 'if': 'always()', 'uses': 'actions/upload-artifact@v4', 'with': dict(name='evidence', path=EVIDENCE)}]
     when = dict(pull_request=None, workflow_dispatch=None) | (dict(schedule=[dict(cron=job.schedule)]) if job.schedule else {})
-    return {'name': 'genai-playbook', 'on': when, 'permissions': dict(contents='read'), 'concurrency': {'group': 'genai-playbook-${{ github.ref }}', 'cancel-in-progress': True},
+    return {'name': 'genai-playbook', 'on': when, 'permissions': dict(contents='read'), 'concurrency': {'group': 'genai-playbook-${{ github.event_name }}-${{ github.ref }}', 'cancel-in-progress': True},
             'jobs': dict(playbook={'runs-on': 'ubuntu-latest', 'timeout-minutes': 120, 'steps': steps})}
 
 # %% ../nbs/components/delivery_ci.ipynb #ab341f49
@@ -174,7 +174,7 @@ def _keep(path, text, force):
 def write_ci(
     kind: str,                         # github or gitlab
     poc: str|Path = 'poc.yaml',        # a card, its folder, or a bundled POC
-    schedule: str = '',                # five fields of cron in UTC; '': no audit
+    schedule: str|None = None,         # five fields of cron in UTC; None: no audit
     out: str|Path|None = None,         # None: where the forge looks for it
     fail_on: str = FAIL_ON[0],         # one of FAIL_ON
     effort: str = 'full',              # of a run on a change
@@ -189,4 +189,4 @@ def write_ci(
     name, keys = _from_root(poc, root), keys_of(load_card(poc).spec.model_dump())
     install = install or Job.install + (' -r requirements.txt' if (root/'requirements.txt').is_file() else '')
     path = Path(out) if out else root/KINDS[kind][1]
-    return path, _keep(path, ci_text(kind, Job(name, cron(schedule) if schedule else '', fail_on, effort, keys, install)), force)
+    return path, _keep(path, ci_text(kind, Job(name, '' if schedule is None else cron(schedule), fail_on, effort, keys, install)), force)

@@ -47,6 +47,7 @@ def _moments_in_time(frame, where):
     if (no := int(at.isna().sum())): raise DataError(f'{where}: {no:,} rows have no time in `at`; every row needs the moment at which it was measured')
     return at
 
+# %% ../nbs/components/experiments.ipynb #d6181939
 def _number_or_text(column):
     "Numbers, and true and false, as numbers; a column that holds anything else as it is, or as text"
     import pandas as pd
