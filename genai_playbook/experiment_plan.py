@@ -20,7 +20,8 @@ def error_level(
     level: float,  # chance of a false claim
 ) -> float:
     "The level, checked: .95 where .05 is meant would ship anything"
-    if not (isinstance(level, (int, float, np.number)) and 0 < level < .5): raise PlaybookError(f'level is the chance of a false claim, such as .05; it must lie between 0 and .5, not {level!r}')
+    if not (isinstance(level, (int, float, np.number)) and 0 < level < .5):
+        raise PlaybookError(f'level is the chance of a false claim, such as .05; it must lie between 0 and .5, not {level!r}')
     return float(level)
 
 def tightest(

@@ -38,7 +38,8 @@ def _labels(frame, name, where):
     import pandas as pd
     column = frame[name]
     text = _typed(column, lambda c: c.astype('str') if pd.api.types.is_string_dtype(c) or pd.api.types.is_integer_dtype(c) else as_text(c), as_text)
-    if (no := np.flatnonzero(text.isna() | (text.str.strip() == ''))).size: raise DataError(f'{where}: row {no[0] + 1} has no {name}' + (f', and {no.size - 1:,} more have none' if no.size > 1 else '') + '; every row needs one')
+    if (no := np.flatnonzero(text.isna() | (text.str.strip() == ''))).size:
+        raise DataError(f'{where}: row {no[0] + 1} has no {name}' + (f', and {no.size - 1:,} more have none' if no.size > 1 else '') + '; every row needs one')
     return text
 
 def _moments_in_time(frame, where):
@@ -67,7 +68,8 @@ def read_assignments(
     frame = frame.rename(columns={v: k for k, v in (names or {}).items()})
     if twice := frame.columns[frame.columns.duplicated()].tolist(): raise DataError(f'{where}: two columns are called `{twice[0]}`; leave one of them out')
     for need in ('user', 'arm', 'at'):
-        if need not in frame: raise DataError(f'{where}: there is no column `{need}`{did_you_mean(need, map(str, frame.columns), "columns")}; name it with names={{"{need}": …}}')
+        if need not in frame:
+            raise DataError(f'{where}: there is no column `{need}`{did_you_mean(need, map(str, frame.columns), "columns")}; name it with names={{"{need}": …}}')
     if frame.empty: raise DataError(f'{where}: there are columns but no rows')
     typed = dict(user=_labels(frame, 'user', where), arm=_labels(frame, 'arm', where), at=_moments_in_time(frame, where))
     typed |= {c: _number_or_text(frame[c]) for c in frame.columns.difference(['user', 'arm', 'at'], sort=False)}
@@ -156,15 +158,19 @@ def _silence(first, users, arms):
     found = list(zip(*np.nonzero((users == 0) & (expected >= MANY))))
     if not found: return ''
     i, a = found[0]
-    return f'Arm {arms[a]} has no row on {first + np.timedelta64(int(i), "D"):%Y-%m-%d}' + (f' and {len(found) - 1:,} more such days' if len(found) > 1 else '') + ', when others have'
+    more = f' and {len(found) - 1:,} more such days' if len(found) > 1 else ''
+    return f'Arm {arms[a]} has no row on {first + np.timedelta64(int(i), "D"):%Y-%m-%d}{more}, when others have'
 
 # %% ../nbs/components/experiments.ipynb #35c4f79e
 def _planned(found, baseline, shares):
     "The arms, the baseline first"
     planned = list(shares) if shares else found
-    if unknown := [a for a in found if a not in planned]: raise PlaybookError(f'arm `{unknown[0]}` is in the log but not in shares{did_you_mean(unknown[0], planned, "arms")}; add it, or leave its rows out')
-    if baseline not in planned: raise PlaybookError(f'there is no arm `{baseline}`{did_you_mean(baseline, planned, "arms")}; one that has no rows yet must be named in shares')
-    if shares and not all(isinstance(v, (int, float, np.number)) and 0 < v < math.inf for v in shares.values()): raise PlaybookError('every planned share must be a number above 0')
+    if unknown := [a for a in found if a not in planned]:
+        raise PlaybookError(f'arm `{unknown[0]}` is in the log but not in shares{did_you_mean(unknown[0], planned, "arms")}; add it, or leave its rows out')
+    if baseline not in planned:
+        raise PlaybookError(f'there is no arm `{baseline}`{did_you_mean(baseline, planned, "arms")}; one that has no rows yet must be named in shares')
+    if shares and not all(isinstance(v, (int, float, np.number)) and 0 < v < math.inf for v in shares.values()):
+        raise PlaybookError('every planned share must be a number above 0')
     return [baseline, *(a for a in planned if a != baseline)]
 
 def _log(frame, baseline, shares):
@@ -226,7 +232,8 @@ def _pre_period(log, name, sign):
     if name in log.frame:
         x = sign*_column(log.frame, name)
         value = user_values(x, log.user, len(log.arm))[1]
-        if (np.abs(x - value[log.user]) > 1e-9*np.nanmax(np.abs(x), initial=1e-300)).any(): raise PlaybookError(f'`{name}` must be what each user did before the experiment, one value for each user, but some users have several')
+        if (np.abs(x - value[log.user]) > 1e-9*np.nanmax(np.abs(x), initial=1e-300)).any():
+            raise PlaybookError(f'`{name}` must be what each user did before the experiment, one value for each user, but some users have several')
         n, mean, var, _ = _arm_moments(value, log.arm, len(log.arms), None)
         apart = np.abs(mean[1:] - mean[0]) > 3.29*np.sqrt(var[1:] + var[0])  # 3.29: p < .001
         why = f'`{name}` has no value' if not n.sum() else f'`{name}` differs between the arms and so cannot be from before the experiment' if apart.any() else ''
@@ -275,7 +282,8 @@ def _difference(values, arm, size, which, bounds, unknown):
     moments = [middle if v is values[1] else _arm_moments(v, arm, size, bounds) for v in values]
     (n, mean, _, cube), i = middle, which
     users, base = (int(n[0]), int(n[i])), float(mean[0])
-    if not min(users): return _Difference(sum(users), math.nan, -math.inf, math.inf, math.nan, base, float(mean[i]), 'an arm has no users yet', 2*MIN_USERS)
+    if not min(users):
+        return _Difference(sum(users), math.nan, -math.inf, math.inf, math.nan, base, float(mean[i]), 'an arm has no users yet', 2*MIN_USERS)
     var = float(np.nanmax([m[2][0] + m[2][i] for m in moments]))
     note, needs = _too_little(users, var, base, float(cube[i] - cube[0]))
     if unknown: note, needs = f'{unknown:,} rows have no value and could have any; give bounds', math.inf
@@ -331,7 +339,8 @@ def _row(arm, job, rho, alpha, level):
     verdict = OPEN if d.note else CLEARS if low > job.goal else MISSES if high < job.goal else OPEN
     to_go = _to_go(d, job.goal, rho, alpha) if verdict == OPEN else 0
     estimate = Estimate(d.value, low, high, d.users, 'asymptotic confidence sequence', 1 - level, None, job.unscored, not d.note, d.note)
-    return Row(arm, job.metric.name, job.role, job.metric.sign, estimate, job.goal, _p(job, rho), verdict, to_go, job.metric.sign*d.base, job.metric.sign*d.mean, job.explained)
+    sign = job.metric.sign
+    return Row(arm, job.metric.name, job.role, sign, estimate, job.goal, _p(job, rho), verdict, to_go, sign*d.base, sign*d.mean, job.explained)
 
 # %% ../nbs/components/experiments.ipynb #220e9aa3
 def holm_levels(
@@ -376,7 +385,8 @@ class Experiment:
     def estimate(self, arm: str, metric: str|None = None) -> Estimate:
         "The gain of an arm over the baseline in a metric; more is better"
         found = {(r.arm, r.metric): r.estimate for r in self.table}
-        if (key := (arm, metric or self.metric)) not in found: raise PlaybookError(f'arm `{key[0]}` has no metric `{key[1]}` (arms and metrics: {", ".join(map(" ".join, found))})')
+        if (key := (arm, metric or self.metric)) not in found:
+            raise PlaybookError(f'arm `{key[0]}` has no metric `{key[1]}` (arms and metrics: {", ".join(map(" ".join, found))})')
         return found[key]
 
 def _own(r): # value, low, high in the metric's own direction
@@ -384,7 +394,9 @@ def _own(r): # value, low, high in the metric's own direction
 
 def _shown(r):
     value, low, high = _own(r)
-    return dict(arm=r.arm, metric=r.metric, role=r.role, users=r.estimate.n, baseline=r.base, mean=r.mean, difference=value, low=low, high=high, must_be=f'{">" if r.sign > 0 else "<"} {r.sign*r.goal + 0.:.4g}', verdict=r.verdict, p=r.p, to_go=r.to_go, explained=r.explained)
+    must_be = f'{">" if r.sign > 0 else "<"} {r.sign*r.goal + 0.:.4g}'
+    return dict(arm=r.arm, metric=r.metric, role=r.role, users=r.estimate.n, baseline=r.base, mean=r.mean, difference=value, low=low, high=high,
+                must_be=must_be, verdict=r.verdict, p=r.p, to_go=r.to_go, explained=r.explained)
 
 # %% ../nbs/components/experiments.ipynb #b5d22495
 MAX_CROSSED = .01  # share of users in several arms above which arms are no arms
@@ -392,7 +404,9 @@ MAX_CROSSED = .01  # share of users in several arms above which arms are no arms
 def _unsound(log, split):
     "Why this is no experiment; '' when it is one"
     total = sum(log.counts.values())
-    if split[1] < SPLIT_P: return f'The split is not the planned one ({", ".join(f"{a}: {c:,} users" for a, c in log.counts.items())}; p = {split[1]:.2g}): find out who goes missing, and start again.'
+    if split[1] < SPLIT_P:
+        seen = ', '.join(f'{a}: {c:,} users' for a, c in log.counts.items())
+        return f'The split is not the planned one ({seen}; p = {split[1]:.2g}): find out who goes missing, and start again.'
     if log.crossed > MAX_CROSSED*total: return f'{log.crossed:,} of {total:,} users were in several arms: mend the assignment, and start again.'
     if log.silent: return f'{log.silent}: what its users met then is missing; leave the day out for all arms, or start again.'
     return ''
@@ -416,12 +430,17 @@ def _said(r):
     value, low, high = _own(r)
     return f'{r.metric} {value:+.3g} ({low:+.3g} to {high:+.3g})'
 
+def _missed(r):
+    if r.role == 'guardrail': return f'Arm {r.arm} harms a guardrail: {_said(r)}, where {-r.goal:.3g} is acceptable.'
+    return f'Arm {r.arm} ' + (f'gains less than the {r.goal:.3g} that would be worth it' if r.goal else 'is worse') + f': {_said(r)}.'
+
 def _why(rows):
-    arm, missed = rows[0].arm, [r for r in rows if r.verdict == MISSES]
-    if missed: return ' '.join(f'Arm {r.arm} ' + (f'harms a guardrail: {_said(r)}, where {-r.goal:.3g} is acceptable.' if r.role == 'guardrail' else f'gains less than the {r.goal:.3g} that would be worth it: {_said(r)}.' if r.goal else f'is worse: {_said(r)}.') for r in missed)
-    still = [r for r in rows if r.verdict == OPEN]
-    if still: return f'Arm {arm} is undecided: {"; ".join(_said(r) + (f" ({r.estimate.note})" if r.estimate.note else "") for r in still)}.'
-    return f'Arm {arm} is better: {_said(rows[0])}' + (f'; {"both" if len(rows) == 3 else f"all {len(rows) - 1}" if rows[3:] else "the"} guardrail{"s hold" if rows[2:] else " holds"}.' if rows[1:] else '.')
+    "What became of an arm, in words"
+    if missed := [r for r in rows if r.verdict == MISSES]: return ' '.join(map(_missed, missed))
+    open_ = [_said(r) + (f' ({r.estimate.note})' if r.estimate.note else '') for r in rows if r.verdict == OPEN]
+    if open_: return f'Arm {rows[0].arm} is undecided: {"; ".join(open_)}.'
+    guards = ['.', '; the guardrail holds.', '; both guardrails hold.', f'; all {len(rows) - 1} guardrails hold.'][min(len(rows) - 1, 3)]
+    return f'Arm {rows[0].arm} is better: {_said(rows[0])}{guards}'
 
 # %% ../nbs/components/experiments.ipynb #ee4cd4f0
 def _decided(log, rows, split):
@@ -523,8 +542,9 @@ def analyse(
 
 def _concluded(log, rows, split, level, metric, history):
     verdict, because, n, winner = _decided(log, rows, split)
-    verdicts = {log.arms[i]: _arm_verdict(r) for i, r in rows.items()}
-    return Experiment(verdict, because, n, winner, not _unsound(log, split), verdicts, tuple(r for rs in rows.values() for r in rs), log.counts, split, tuple(log.notes), level, log.arms[0], metric, history)
+    verdicts, table = {log.arms[i]: _arm_verdict(r) for i, r in rows.items()}, tuple(r for rs in rows.values() for r in rs)
+    return Experiment(verdict, because, n, winner, not _unsound(log, split), verdicts, table, log.counts, split, tuple(log.notes),
+                      level, log.arms[0], metric, history)
 
 # %% ../nbs/components/experiments.ipynb #504dd3cf
 def draw(
