@@ -389,6 +389,7 @@ class Experiment:
             raise PlaybookError(f'arm `{key[0]}` has no metric `{key[1]}` (arms and metrics: {", ".join(map(" ".join, found))})')
         return found[key]
 
+# %% ../nbs/components/experiments.ipynb #b5d22495
 def _own(r): # value, low, high in the metric's own direction
     return r.sign*r.estimate.value, *sorted((r.sign*r.estimate.low, r.sign*r.estimate.high))
 
@@ -398,7 +399,7 @@ def _shown(r):
     return dict(arm=r.arm, metric=r.metric, role=r.role, users=r.estimate.n, baseline=r.base, mean=r.mean, difference=value, low=low, high=high,
                 must_be=must_be, verdict=r.verdict, p=r.p, to_go=r.to_go, explained=r.explained)
 
-# %% ../nbs/components/experiments.ipynb #b5d22495
+# %% ../nbs/components/experiments.ipynb #4dbe4464
 MAX_CROSSED = .01  # share of users in several arms above which arms are no arms
 
 def _unsound(log, split):
@@ -426,6 +427,7 @@ def _of_all(n, log, i):
     pair = log.counts[log.arms[0]] + log.counts[log.arms[i]]
     return math.ceil(n*sum(log.counts.values())/pair) if pair else n*len(log.arms)//2
 
+# %% ../nbs/components/experiments.ipynb #4dd27bd6
 def _said(r):
     value, low, high = _own(r)
     return f'{r.metric} {value:+.3g} ({low:+.3g} to {high:+.3g})'
