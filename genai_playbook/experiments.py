@@ -277,6 +277,13 @@ def _too_little(users, var, mean, cube):
     skew = abs(cube)/var**1.5
     return ('the values are too skewed for so few users', sum(users)*(skew/MAX_SKEW)**2) if skew > MAX_SKEW else ('', 0.)
 
+def _spread(n, moment, i, third):
+    "Variance, or third moment, of the difference: as the two arms have it, or as both would have it alike, whichever is larger"
+    power, sign = (2, -1) if third else (1, 1)
+    n, each = n[[0, i]], moment[[0, i]]
+    alike = (n*each*n**power).sum()/n.sum()  # of one user
+    return float(max(abs(each[1] + sign*each[0]), abs(alike*(n[1]**-power + sign*n[0]**-power))))
+
 def _difference(values, arm, size, which, bounds, unknown):
     middle = _arm_moments(values[1], arm, size, bounds)
     moments = [middle if v is values[1] else _arm_moments(v, arm, size, bounds) for v in values]
@@ -284,8 +291,8 @@ def _difference(values, arm, size, which, bounds, unknown):
     users, base = (int(n[0]), int(n[i])), float(mean[0])
     if not min(users):
         return _Difference(sum(users), math.nan, -math.inf, math.inf, math.nan, base, float(mean[i]), 'an arm has no users yet', 2*MIN_USERS)
-    var = float(np.nanmax([m[2][0] + m[2][i] for m in moments]))
-    note, needs = _too_little(users, var, base, float(cube[i] - cube[0]))
+    var, cube = max(_spread(m[0], m[2], i, False) for m in moments if np.isfinite(m[2][[0, i]]).all()), _spread(n, cube, i, True)
+    note, needs = _too_little(users, var, base, cube)
     if unknown: note, needs = f'{unknown:,} rows have no value and could have any; give bounds', math.inf
     worst, best = (float(moments[k][1][i] - moments[2 - k][1][0]) for k in (0, 2))
     return _Difference(sum(users), float(mean[i] - mean[0]), worst, best, var, base, float(mean[i]), note, needs)

@@ -273,3 +273,10 @@ def test_a_confidence_is_not_a_level():
     with pytest.raises(PlaybookError, match='chance of a false claim, such as .05'): analyse(log(50), 'solved', 'A', level=.95)
     with pytest.raises(PlaybookError, match='chance of a false claim, such as .05'): required_users(.1, sd=1, level=.95)
     with pytest.raises(PlaybookError, match='two columns are called `user`'): read_assignments(log(50), names=dict(user='arm'))
+
+
+def test_a_small_arm_without_events_says_little():
+    def rare(old, new): return pd.DataFrame(dict(user=range(old + new), arm=['A']*old + ['B']*new, at=pd.Timestamp('2026-05-01'), solved=[i % 39 == 0 for i in range(old)] + [0]*new))
+    e = told(analyse(rare(1153, 155), 'solved', 'A', shares=dict(A=9, B=1)), 'too skewed')  # chance of none: .9744¹⁵⁵ = 1.8 %
+    assert e.verdict == KEEP_RUNNING and e.estimate('B').high > 0
+    assert analyse(rare(18_000, 2000), 'solved', 'A', shares=dict(A=9, B=1)).verdict == DONT
