@@ -17,6 +17,7 @@ from .card import card_schema, find_card, parse_card
 from .card_errors import CardError, Problem, dotted, value_at
 from .card_text import spell, spell_block, with_values
 from .errors import PlaybookError
+from .panel import Panel
 from .report import write_whole
 from .strict_yaml import MAX_BYTES, YamlProblem, decode_utf8, parse_yaml
 
@@ -260,7 +261,7 @@ class Fields:
         else: self.check()
 
 # %% ../nbs/components/card_form.ipynb #efc5a52f
-class CardForm(Fields):
+class CardForm(Fields, Panel):
     "A card as a form; `widget` shows it"
     def check(self):
         "Ask the card, and show what it says"
@@ -277,6 +278,7 @@ class CardForm(Fields):
         try: self._tell(self.draft.save())
         except PlaybookError as e: return self._tell(str(e), wrong=True)
         self._fill()
+        self.keep()
         self._saved()
 
     def _reload(self):
@@ -286,4 +288,4 @@ class CardForm(Fields):
         self._tell('Read again.')
 
     def _tell(self, text, wrong=False): self.said.value = f'<div class="{"gp-wrong" if wrong else ""}" role="status">{"✗ " if wrong else "✓ "}{escape(text)}</div>'
-    def _repr_mimebundle_(self, **kw): return {**self.widget._repr_mimebundle_(**kw), 'text/html': f'<pre>{escape(self.draft.text)}</pre>'}
+    def still(self)->str: return f'<pre>{escape(self.draft.text)}</pre>' # HTML
