@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RATES', 'BOUNDED', 'DEFAULT_LIMITS', 'EARLY', 'TIGHT', 'PROMOTE', 'STATES', 'WITHHELD', 'SPREAD', 'MISMATCH',
-           'ANSWERED', 'Seen', 'Limit', 'signed_root', 'z_of_t', 'boundary', 'Sums', 'design_effect', 'Plan',
-           'evidence', 'room', 'Compared', 'compare_arms', 'n_to_decide', 'ratio_test', 'log_odds', 'ratio_mismatch',
-           'Judgement', 'CanaryJudge', 'Release', 'drawn', 'first_look', 'simulated', 'rolled_back', 'Classified',
-           'mann_whitney_mode']
+           'ANSWERED', 'LAST_LOOK', 'Seen', 'Limit', 'signed_root', 'z_of_t', 'boundary', 'Sums', 'design_effect',
+           'Plan', 'evidence', 'room', 'Compared', 'compare_arms', 'n_to_decide', 'ratio_test', 'log_odds',
+           'ratio_mismatch', 'Judgement', 'CanaryJudge', 'Release', 'drawn', 'first_look', 'simulated', 'rolled_back',
+           'Classified', 'mann_whitney_mode']
 
 # %% ../nbs/components/canary.ipynb #70d166f6
 import math
@@ -340,25 +340,16 @@ class CanaryJudge:
     ):
         self.plan = Plan(list(DEFAULT_LIMITS if limits is None else limits), level, planned, least)
         self.share,self.clock,self.metrics = None if share is None else _share(share),clock,[l.metric for l in self.plan.limits]
-        self._ids,self._last = set(),math.nan
+        self._ids,self._last,self._found,self._looked = set(),math.nan,None,False
         self._arms = {a: _Arm(len(self.metrics)) for a in ('baseline','canary')}
 
     @property
-    def n(self)->dict[str,int]: return {a: s.n for a,s in self._arms.items()}
+    def n(self)->dict[str,int]: return {a: s.n for a,s in self._arms.items()} # requests by arm
 
-    def see(self, seen:Seen):
-        "Take in one finished request; the order does not matter"
-        if seen.arm not in self._arms: raise PlaybookError(f"the arm of a request is 'baseline' or 'canary', not {seen.arm!r}")
-        if seen.id is not None:
-            if seen.id in self._ids: return
-            self._ids.add(seen.id)
-        arm = self._arms[seen.arm]
-        arm.n += 1
-        if seen.user: arm.people.add(seen.user)
-        else: arm.alone += 1
-        self._last = seen.at if not self._last>seen.at else self._last
-        for i,metric in enumerate(self.metrics):
-            if not (seen.failed and metric in ANSWERED): arm.add(i, seen.user, _value(seen, metric))
+    @property
+    def progress(self)->float: # share of the planned data; above 1: more than planned
+        b,c = self.n.values()
+        return 2*b*c/(b+c)/self.plan.planned if b and c else 0.
 
     def compared(self)->tuple[Compared,Sums,Sums]:
         "The arrays behind the verdict, and the sums of baseline and canary"
@@ -369,6 +360,26 @@ class CanaryJudge:
         "p of the sample-ratio check; 1 where there is none"
         c,b = (len(self._arms[a].people)+self._arms[a].alone for a in ('canary','baseline'))
         return 1. if self.share is None else ratio_mismatch(c, b, self.share)
+
+# %% ../nbs/components/canary.ipynb #fc661b63
+@patch
+def see(
+    self:CanaryJudge,
+    seen:Seen # in any order
+):
+    "Take in one finished request"
+    if seen.arm not in self._arms: raise PlaybookError(f"the arm of a request is 'baseline' or 'canary', not {seen.arm!r}")
+    if seen.id is not None:
+        if seen.id in self._ids: return
+        self._ids.add(seen.id)
+    arm = self._arms[seen.arm]
+    arm.n += 1
+    if seen.user: arm.people.add(seen.user)
+    else: arm.alone += 1
+    self._last = seen.at if not self._last>seen.at else self._last
+    for i,metric in enumerate(self.metrics):
+        if not (seen.failed and metric in ANSWERED): arm.add(i, seen.user, _value(seen, metric))
+    if not self._looked and self.progress>=LAST_LOOK: self._look()
 
 # %% ../nbs/components/canary.ipynb #e3bc4004
 def _rows(judge, x, b, c):
@@ -397,14 +408,26 @@ def _waiting(judge, rows, x, b, c): # why, and the canary requests that would de
     if missing: return f"no data to judge {', '.join(missing)} by: at least {judge.plan.least} users in each arm must be measured, and as often in the canary as in the baseline",judge.plan.planned
     is_open = (x.state==1)&judge.plan.required
     if not is_open.any(): return 'no limit is required, so nothing can be promoted',None
-    need = int(np.max(n_to_decide(b, c, judge.plan)[is_open]))
+    need = np.max(n_to_decide(b, c, judge.plan)[is_open])
     names = ', '.join(m for m,o in zip(judge.metrics, is_open) if o)
-    if need>judge.n['canary']: return f"too little data: {names} is open after {judge.n['canary']:,} canary requests; about {need:,} decide if the release is as good as the baseline",need
+    if need>judge.n['canary']: return f"too little data: {names} is open after {judge.n['canary']:,} canary requests; about {need:,.0f} decide if the release is as good as the baseline",int(need)
     return f"{names} is open: after {judge.n['canary']:,} canary requests the difference is still too near its limit to call",None
+
+LAST_LOOK = .98 # share of the planned data
+
+@patch
+def _look(self:CanaryJudge):
+    now,self._looked = self._judge(),True
+    if now.action=='rollback': self._found = now
 
 @patch
 def verdict(self:CanaryJudge)->Judgement:
-    "What to do now; asking more often changes nothing"
+    "What to do now; may be asked at any time"
+    now = self._judge()
+    return self._found if self._found and now.action!='rollback' else now
+
+@patch
+def _judge(self:CanaryJudge)->Judgement:
     x,b,c = self.compared()
     rows,needed = _rows(self, x, b, c),None
     if (x.state==3).any(): action,why = 'rollback',_why_worse(rows)
@@ -422,7 +445,7 @@ def next_step(
 ):
     "Begin a new comparison, with errors of its own"
     everybody = share==1
-    self.share = None if everybody else _share(share)
+    self.share,self._found,self._looked = None if everybody else _share(share),None,False
     for a in ('canary',) if everybody else self._arms: self._arms[a] = _Arm(len(self.metrics))
 
 # %% ../nbs/components/canary.ipynb #2abdd4c3

@@ -280,6 +280,43 @@ def lab(
 
 
 @app.command()
+def retrain(
+    poc: Poc,
+    seed: Annotated[int, typer.Option(help='Of the training.')] = 0,
+    out: Annotated[Path|None, typer.Option(help='Folder for models and evidence; `releases` beside the ledger when left out.')] = None,
+    chapters: Annotated[str|None, typer.Option(help='Chapters that gate the candidate, separated by commas; those of the card when left out.')] = None,
+    effort: Annotated[str, typer.Option(help='[bold]quick[/]: the gates see a sample. [bold]full[/]: all the data.')] = 'full',
+    if_due: Annotated[bool, typer.Option('--if-due', help='Do nothing unless new feedback or the age of the model call for it.')] = False,
+):
+    """Train a candidate on reviewed feedback, gate it, compare it with what serves, and register it. Nothing is promoted.
+
+    Exit code: 0 ready (or nothing due), 1 held, 2 bad usage, 3 undecided."""
+    from genai_playbook.pipeline import HELD, OPEN, retrain_poc
+    from genai_playbook.retraining import Trigger
+    from genai_playbook.screen import QuietProgress
+    console, say = _console(), lambda text: _console().print(text, markup=False)
+    chosen = [c.strip() for c in chapters.split(',') if c.strip()] if chapters else None
+    r = retrain_poc(poc, seed, out, chosen, effort, if_due, QuietProgress(console), lambda step: say(f'  {step}'))
+    if isinstance(r, Trigger): return say(f'Nothing to do: {r.because}.')
+    say(f'Version {r.version.number} is {r.verdict}: {r.because}.\nIts card: {r.card.path}' + (f'\nEvidence: {r.found.where}/index.html' if r.found.where else ''))
+    say(f'Next:  genai-playbook run {r.card.path}   then sign that run, and   genai-playbook promote {poc} {r.version.number} --by … --because …')
+    raise typer.Exit({HELD: 1, OPEN: 3}.get(r.verdict, 0))
+
+
+@app.command()
+def promote(
+    poc: Poc,
+    version: Annotated[int, typer.Argument(help='Its number in the registry.')],
+    by: By,
+    because: Because,
+):
+    "Put a registered version in front of users. Refused without a signed GO on it, after a failed hard gate, or when its files changed."
+    from genai_playbook.pipeline import promote_poc
+    m = promote_poc(poc, version, by, because)
+    _console().print(f'Version {m.version} serves' + (f' instead of version {m.before}.' if m.before else '.'), markup=False)
+
+
+@app.command()
 def ci(
     forge: Annotated[str, typer.Argument(metavar='github|gitlab', help='Whose CI shall run the playbook.')],
     poc: Annotated[str, typer.Option(help='The card, its folder, or a bundled POC.')] = 'poc.yaml',

@@ -45,8 +45,8 @@ class Catalogue:
 def _item(name, d)->Item:
     if not isinstance(d, dict) or not {'id','says'}<=d.keys()<={'id','says','by','owner'}: raise PlaybookError(f'Catalogue {name}: an item has id, says, and perhaps by and owner; this one is {str(d)[:60]}.')
     item = Item(name, str(d['id']), d['says'], tuple(d.get('by') or ()), d.get('owner', 'risk'))
-    bad = [c for c in item.by if c[:3] not in DIMENSIONS or not (len(c)==3 or c[3:].isdigit())]
-    if bad or item.owner not in OWNERS: raise PlaybookError(f'Catalogue {name}, {item.id}: `{(bad or [item.owner])[0]}` is no gate, chapter prefix or owner.')
+    bad = [c for c in item.by if c[:3] not in DIMENSIONS or not c[3:].isdigit()]
+    if bad or item.owner not in OWNERS: raise PlaybookError(f'Catalogue {name}, {item.id}: `{(bad or [item.owner])[0]}` is no gate and no owner.')
     return item
 
 def load_catalogues(
@@ -81,9 +81,7 @@ class Row:
 
 def _evidence(item, gates): # verdicts by code, and what is missing; each name needs a gate that was decided
     decided = {g.code: g for g in gates if g.verdict in ('PASS','FAIL')}
-    found = {name: [c for c in decided if c==name or (len(name)==3 and c.startswith(name))] for name in item.by}
-    missing = [n for n,cs in found.items() if not cs]
-    return {c: decided[c] for cs in found.values() for c in cs},missing
+    return {c: decided[c] for c in item.by if c in decided},[c for c in item.by if c not in decided]
 
 # %% ../nbs/components/compliance.ipynb #ce53fa12
 def matrix(
@@ -123,7 +121,7 @@ def first_steps(
 )->list[str]: # sentences
     "What covers most for least"
     rows = list(rows)
-    wanted = Counter(n for r in rows if r.state==OPEN for n in r.item.by if n not in r.verdicts and not any(c.startswith(n) for c in r.verdicts))
+    wanted = Counter(n for r in rows if r.state==OPEN for n in r.item.by if n not in r.verdicts)
     by_chapter = Counter()
     for n,c in wanted.items(): by_chapter[DIMENSIONS[n[:3]]] += c
     res = [f'Run and decide chapter {ch}: {n} open item{"s" if n>1 else ""} wait{"" if n>1 else "s"} for its gates.' for ch,n in by_chapter.most_common(k)]

@@ -46,6 +46,7 @@ class Section(BaseModel):
     false_triggers:float = Field(.05, gt=0, lt=1, description='Largest share of quiet periods in which drift calls for retraining')
     recall:float = Field(.9, gt=0, lt=1, description='Smallest share of planted drifts that call for retraining')
     experiment:Experiment|None = Field(None, description='The last A/B test')
+    mlflow:str|None = Field(None, description='Address of an MLflow registry that shall show versions and champion, such as sqlite:///mlflow.db')
 
 # %% ../nbs/11_delivery.ipynb #ff5a568a
 def _none(code, name, metric, key, advice): return GateSpec(code, name, metric, f'delivery.{key}', 0., direction='<=', unit='count', advice=advice)
@@ -72,6 +73,7 @@ def forbidden(
     "Rows that must not be learned"
     import pandas as pd
     some = evaluation[evaluation['prompt'].notna() & evaluation['reference'].notna()].head(n) if 'reference' in evaluation else evaluation.head(0)
+    if not len(some): return some.assign(reviewed_by=[])
     same = some.assign(id=[f'planted-{i}' for i in range(len(some))], cluster=[f'planted-{i}' for i in range(len(some))], reviewed_by='somebody')
     loud = same.assign(id='loud-'+same['id'], cluster='loud-'+same['id'], prompt=same['prompt'].str.upper()+' !')
     new = same.assign(prompt=[f'{p} planted {i}' for i,p in enumerate(same['prompt'])])
@@ -105,7 +107,8 @@ def worst_loss(
     "The largest loss of any slice, bounded by the bounds of all"
     e = [o.estimate for o in losses if o.estimate.n]
     if not e: return Estimate(float('nan'), -1., 1., 0, 'not measured', enough=False, note='the card names no slices (data.columns.intent, groups, slices)')
-    return Estimate(max(x.value for x in e), max(x.low for x in e), max(x.high for x in e), sum(x.n for x in e), f'{e[0].method}, Bonferroni over {len(e)}', .95, None, sum(x.unscored for x in e), all(x.enough for x in e), '; '.join(dict.fromkeys(x.note for x in e if x.note)))
+    last = max(e, key=lambda x: x.high) # the slice that decides
+    return Estimate(max(x.value for x in e), max(x.low for x in e), last.high, last.n, f'{e[0].method}, Bonferroni over {len(e)}', .95, None, last.unscored, all(x.enough for x in e), '; '.join(dict.fromkeys(x.note for x in e if x.note)))
 
 # %% ../nbs/11_delivery.ipynb #97974817
 def plot_losses(

@@ -117,7 +117,9 @@ MANY = 20  # rows a day: so many are expected, and none came, by chance once in 
 def _without_repeats(frame, notes):
     "Each row once, by its id where there is one, in the order of time"
     repeated = frame.duplicated('id' if 'id' in frame else None)
-    if repeated.any():
+    if repeated.any() and 'id' not in frame and (frame['at'] == frame['at'].dt.floor('min')).all():
+        notes.append(f'{int(repeated.sum()):,} rows look like others and are kept: the times are too coarse to tell a repeat; a column `id` would tell.')
+    elif repeated.any():
         notes.append(f'{int(repeated.sum()):,} rows came twice and count once.')
         frame = frame[~repeated]
     if not frame['at'].is_monotonic_increasing:

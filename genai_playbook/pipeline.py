@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Gating', 'READY', 'HELD', 'OPEN', 'side_of', 'Findings', 'by_success', 'by_chapters', 'decided', 'Release',
-           'last_training', 'due', 'first_version', 'retrain', 'promote', 'roll_back']
+           'last_training', 'due', 'first_version', 'retrain', 'promote', 'roll_back', 'retrain_poc', 'promote_poc']
 
 # %% ../nbs/components/pipeline.ipynb #4daf7276
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from .evidence import FAIL, PASS, verdict
 from .feedback import Intake, intake
 from .head_to_head import Side, cases, compare_sides
 from .ledger import Entry, utc_now
-from .registry import SYSTEM, LedgerRegistry, Move, Version, champion, rollback_target, unusable
+from .registry import SYSTEM, LedgerRegistry, Move, Version, champion, registry_of, rollback_target, unusable
 from .retraining import Rule, Trigger, grown, retraining_due, trained, write_card
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,6 +154,7 @@ def retrain(
 )->Release:
     "One pass through the pipeline; what was done before is not done again"
     home,releases = Path(home),Path(releases or Path(home)/'releases')
+    home.mkdir(parents=True, exist_ok=True)
     def log(step, why, digests, **facts): registry.ledger.append('retrain', who, why, card.name, digests, step=step, seed=seed, **facts)
     now,fed = first_version(card, registry, home, who),intake(card, rows)
     log('asked', why, {}, champion=now.number)
@@ -208,3 +209,41 @@ def roll_back(
     if target is None: raise PlaybookError(f'{registry.poc}: no earlier version ever served, so there is nothing to go back to; nothing was written.')
     if wrong := unusable(target): raise PlaybookError(f'Version {target.number} cannot serve: {wrong}; nothing was written.')
     return registry.move('rollback', target.number, now.number, who, why)
+
+# %% ../nbs/components/pipeline.ipynb #462126fb
+def retrain_poc(
+    poc:str|Path, # card, its folder, or a bundled name
+    seed:int=0,
+    out:str|Path|None=None, # folder for models and evidence; None: `releases` beside the ledger
+    chapters:Sequence[str]|None=None, # that gate the candidate; None: as the card says
+    effort:str='full', # 'quick': the gates see a sample
+    if_due:bool=False, # do nothing unless feedback or age call for it
+    progress=None, # `runner.Progress`
+    tell:Callable[[str],None]=lambda step: None # called as each step begins
+)->Release|Trigger: # a Trigger where nothing was due
+    "The pipeline for a card, as its section `delivery` says"
+    from genai_playbook.card import load_card
+    from genai_playbook.feedback import read_feedback
+    card = load_card(poc)
+    section = card.section('delivery')
+    for key in 'train','feedback':
+        if not getattr(section, key): raise card.error(f'nothing to train {"with" if key=="train" else "on"}: name `delivery.{key}`; chapter 11 says what it is', f'delivery.{key}')
+    registry,rows = registry_of(card, section.mlflow),read_feedback(card, section.feedback)
+    trigger = due(registry, rows, rule=Rule(section.windows, section.reviewed, section.days))
+    if if_due and not trigger.due: return trigger
+    home = registry.ledger.path.parent
+    releases = Path(out).resolve() if out else home/'releases'
+    gating = by_chapters(chapters or section.chapters, effort, releases/'evidence', progress)
+    return retrain(card, section.train, rows, registry, home, gating, releases, seed, why=trigger.because if trigger.due else 'asked for', margin=section.loss, tell=tell)
+
+def promote_poc(
+    poc:str|Path, # card, its folder, or a bundled name
+    number:int, # of the version
+    who:str,
+    why:str
+)->Move:
+    "Put a version of a POC in front of users, if it may be"
+    from genai_playbook.card import load_card
+    from genai_playbook.signing import signers_needed
+    card = load_card(poc)
+    return promote(registry_of(card, card.section('delivery').mlflow), number, who, why, signers_needed(card))

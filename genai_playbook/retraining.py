@@ -82,12 +82,16 @@ def _settings(said, out:Path)->dict:
 
 # %% ../nbs/components/retraining.ipynb #20c15acf
 @contextlib.contextmanager
-def _threads(n:int)->Iterator[None]:
+def _alike(threads:int)->Iterator[None]: # as many threads everywhere, and no bars that only a terminal wants
     import torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
+    from transformers.utils import logging
+    before,bars = torch.get_num_threads(),logging.is_progress_bar_enabled()
+    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
     try: yield
-    finally: torch.set_num_threads(before)
+    finally:
+        torch.set_num_threads(before)
+        if bars: logging.enable_progress_bar()
 
 def fine_tune_demo(
     card:'Card', # with a model of the demo's kind: a Llama with tied embeddings and the demo's chat template
@@ -100,10 +104,11 @@ def fine_tune_demo(
     "A short training of the card's checkpoint on the answers that people found right"
     from genai_playbook import demo
     from genai_playbook.card import model_path
-    tok,model = demo.load(model_path(card.model_spec.path, card.folder))
     learn = [dict(context=c, prompt=p, answer=a) for c,p,a in zip(rows['context'], rows['prompt'], rows['reference'])]
-    with _threads(1): demo.train(tok, model, learn, max(3, round(epochs*len(learn)/48)), lr=rate, seed=seed)
-    demo.save(tok, model, out/'model')
+    with _alike(threads=1):
+        tok,model = demo.load(model_path(card.model_spec.path, card.folder))
+        demo.train(tok, model, learn, max(3, round(epochs*len(learn)/48)), lr=rate, seed=seed)
+        demo.save(tok, model, out/'model')
     return dict(path='model')
 
 def rehearse_demo(card:'Card', rows:'pd.DataFrame', out:Path, seed:int=0)->dict[str,Any]: # as `fine_tune_demo`

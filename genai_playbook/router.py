@@ -89,12 +89,15 @@ def arm_of(
     if not user or not self.share or self.stopped: return 'baseline'
     from openfeature.evaluation_context import EvaluationContext
     context = EvaluationContext(user, dict(share=self.share, bucket=bucket(user, self.flag)))
-    try: found = self.client.get_string_details(self.flag, 'baseline', context)
-    except Exception as e: self.note_once('flag failed', type(e).__name__); return 'baseline'
-    if found.error_code: self.note_once('flag failed', str(found.error_code))
-    elif found.value not in self.arms: self.note_once('flag failed', 'the flag named an arm that does not exist')
-    return found.value if found.value in self.arms and not found.error_code else 'baseline'
+    try:
+        found = self.client.get_string_details(self.flag, 'baseline', context)
+        if not found.error_code and found.value in self.arms: return found.value
+        why = str(found.error_code or 'the flag named an arm that does not exist')
+    except Exception as e: why = type(e).__name__
+    self.note_once('flag failed', why)
+    return 'baseline'
 
+# %% ../nbs/components/router.ipynb #94e53af1
 @patch
 def set_share(
     self:Router,

@@ -1,8 +1,11 @@
 "The workflows that `genai-playbook ci` writes: parsed, and their shell steps run as the forge would"
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -213,3 +216,14 @@ def test_a_card_outside_the_repository(repo, tmp_path_factory):
 
 def test_every_key_that_a_card_names():
     assert keys_of(dict(a=[dict(api_key_env='B'), dict(b=dict(api_key_env='A'))], c=dict(api_key_env=None), d='api_key_env')) == ['A', 'B']
+
+
+def test_the_recipes_compile_and_name_commands_that_exist():
+    docs = Path(__file__).parents[1]/'docs/delivery.md'
+    blocks = re.findall(r'^```(\w*)\n(.*?)^```', docs.read_text(encoding='utf-8'), re.M | re.S)
+    for language, code in blocks:
+        if language == 'python': compile(code, docs.name, 'exec')
+    assert sum(language == 'python' for language, _ in blocks) == 2
+    for line in ''.join(code for language, code in blocks if not language).splitlines():
+        command = shlex.split(line, comments=True)
+        assert command[:2] == ['genai-playbook', 'ci'] and command[2] in FORGES

@@ -64,6 +64,13 @@ def test_rows_that_come_twice_count_once_and_order_is_no_matter():
     assert told(analyse(pd.concat([numbered, again]), 'solved', 'A'), '5 rows came twice').rows.equals(want)
 
 
+def test_equal_rows_of_a_coarse_log_are_no_repeats():
+    daily = log(800, .1)[['user', 'arm', 'at', 'solved']].assign(at=lambda f: f['at'].dt.floor('D'))
+    assert daily.duplicated().sum() > 50  # the same user solved twice on the same day
+    e = told(analyse(daily, 'solved', 'A'), 'too coarse to tell a repeat')
+    assert e.rows.equals(analyse(daily.assign(id=range(len(daily))), 'solved', 'A').rows)
+
+
 def test_an_arm_without_rows():
     one = log(1000).query('arm == "A"')
     assert told(analyse(one, 'solved', 'A'), 'nothing to compare it with yet').verdict == KEEP_RUNNING

@@ -1,15 +1,20 @@
 "The views at the end of the chapters, without a browser: values set in Python, what is shown checked"
 import math, re
 from dataclasses import replace
+from types import SimpleNamespace as ns
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from genai_playbook import exploring, latency_explore, load_explore, success_explore
+from genai_playbook import bias_explore, exploring, latency_explore, load_explore, robustness_explore, security_explore, success_explore, trust_explore
 from genai_playbook.capacity import Replica
 from genai_playbook.errors import PlaybookError
 from genai_playbook.exploring import MARKS, Control, Debounce, View, contrast, live_session, said, slider
+from genai_playbook.groups import largest_gap, outcomes, worst_gap
+from genai_playbook.models import PythonModel
 from genai_playbook.stats import Estimate, proportion
+from genai_playbook.system import System
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)> & "quoted" \u202e\x00'
 RATE = proportion([1]*900+[0]*100)
@@ -259,3 +264,171 @@ def test_load_costs_few_simulations(monkeypatch):
     monkeypatch.setattr(load_explore, 'simulate', lambda at, *a, **k: (sent.append(len(at)), kept(at, *a, **k))[1])
     view.parts(rate=100.)
     assert sorted(sent)==[1000]*14+[10_000]
+
+# chapter 05
+
+def trust(n=200, explain=None, nan=False, **k):
+    rng = np.random.default_rng(0)
+    sure = rng.random(n)
+    ok = (rng.random(n)<.5+.5*sure)*1.
+    return trust_explore.explore(np.full(n, math.nan) if nan else sure, np.full(n, math.nan) if nan else ok, np.arange(n)//2, .8, .1, explain, **k)
+
+def test_trust_slider_moves_share_and_verdict():
+    view = labelled(trust(2000))
+    seen = {}
+    for share in (.05, 1.):
+        view.made['share'].value = share
+        seen[share] = text_of(view.shown['verdict'].value)
+        assert f'{round(2000*share):,} of 2,000 answers go out' in view.shown['curve'].value
+    assert 'PASS' in seen[.05] and 'FAIL' in seen[1.]
+
+@pytest.mark.parametrize('n, nan', [(0, False), (1, False), (3, True)])
+def test_trust_thin_data(n, nan):
+    view = labelled(trust(n, nan=nan))
+    for share in (.02, .5, 1.): assert 'could not' not in view.parts(share=share)['verdict']
+
+def test_trust_ties_go_out_together():
+    view = trust_explore.explore([.9]*10, [1.]*9+[0.], None, .9, .1)
+    assert '10 of 10 answers go out' in view.parts(share=.5)['curve']
+
+def test_trust_model_that_raises_leaves_the_rest():
+    def explain(message): raise RuntimeError('private words')
+    parts = trust(100, explain).parts()
+    assert 'RuntimeError' in parts['answer'] and 'private' not in str(parts) and 'answers go out' in parts['curve']
+
+def test_trust_tokens_are_told_by_more_than_colour():
+    html = trust_explore.sure_html(['sure', 'doubtful', HOSTILE], [.999, .4, .1])
+    no_markup_of(html)
+    assert '<sub>0.40</sub>' in html and '<sub>1.00' not in html and '4px dotted' in html
+
+def test_trust_large_data_sorts_once(monkeypatch):
+    view = trust(10_000)
+    sorts = []
+    kept = trust_explore.np.argsort
+    monkeypatch.setattr(trust_explore.np, 'argsort', lambda *a, **k: (sorts.append(1), kept(*a, **k))[1])
+    for share in (.1, .5, .9): view.parts(share=share)
+    assert not sorts
+
+# chapter 06
+
+def groups(n=600, names=('north', 'south', 'west'), clusters=True):
+    g = pd.Series([names[i%len(names)] for i in range(n)], dtype=object)
+    got = np.array([float(i%len(names)!=1 or i%7<3) for i in range(n)])
+    out = outcomes(np.ones(n), got, g, np.arange(n)//2 if clusters else None, replicates=500)
+    return bias_explore.explore(largest_gap(out, by='region'), .05, dict(region=out))
+
+def test_bias_starts_at_the_worst_pair_and_moves():
+    view = labelled(groups())
+    assert view.made['b'].value=='region: south' and 'FAIL' in view.shown['pair'].value and 'FAIL' in view.shown['verdict'].value
+    view.made['a'].value,view.made['b'].value = 'region: north','region: west'
+    assert 'FAIL' not in view.shown['pair'].value and 'FAIL' in view.shown['verdict'].value
+    view.made['rate'].value = 'undue favours granted'
+    assert 'could not' not in view.shown['pair'].value
+
+@pytest.mark.parametrize('n', [0, 1, 5])
+def test_bias_thin_data(n):
+    view = labelled(groups(n))
+    assert 'INSUFFICIENT' in view.still() and 'could not' not in view.still()
+
+def test_bias_without_groups_or_of_two_kinds():
+    assert 'INSUFFICIENT' in bias_explore.explore(worst_gap([]), .05).still()
+    a,b = (outcomes(np.ones(100), np.ones(100), pd.Series(['x', 'y']*50), replicates=50) for _ in range(2))
+    view = bias_explore.explore(largest_gap(a, by='one'), .05, dict(one=a, two=b))
+    assert 'same kind' in view.parts(a='one: x', b='two: y')['pair']
+
+def test_bias_hostile_names_are_text():
+    view = labelled(groups(names=(HOSTILE, '<b>x</b>', 'plain')))
+    no_markup_of(view.still())
+    assert '&lt;b&gt;x' in view.still()
+
+def test_bias_two_groups_are_a_slice_of_the_draws(monkeypatch):
+    view = groups(10_000)
+    monkeypatch.setattr('genai_playbook.groups.clustered_draws', lambda *a: pytest.fail('drew again'))
+    monkeypatch.setattr('genai_playbook.groups._worlds', lambda *a: pytest.fail('drew again'))
+    for b in ('region: north', 'region: south', 'region: west'): assert 'could not' not in view.parts(b=b)['pair']
+
+def test_bias_counterfactual_of_hostile_text_and_of_a_model_that_raises():
+    versions = {k: HOSTILE+k for k in ('as written', 'swapped', 'control')}
+    no_markup_of(bias_explore.sides_html(versions, [HOSTILE, 'x', ''], [True, False, None]))
+    def ask(message): raise RuntimeError('private words')
+    out = outcomes(np.ones(100), np.ones(100), pd.Series(['x', 'y']*50), replicates=50)
+    parts = bias_explore.explore(largest_gap(out, by='g'), .05, dict(g=out), ask).parts()
+    assert 'RuntimeError' in parts['swap'] and 'private' not in str(parts) and 'could not' not in parts['verdict']+parts['pair']
+
+# chapter 07
+
+def test_robustness_dial_and_typo():
+    asked = []
+    view = labelled(robustness_explore.explore(lambda t: asked.append(t) or ('yes' if t=='Where is my parcel?' else HOSTILE)))
+    view.made['severity'].value = 0.
+    assert '✓' in view.shown['verdict'].value
+    view.made['severity'].value = 1.
+    assert '✗' in view.shown['verdict'].value
+    view.made['typo'].value = 'where is my parcel'
+    assert 'typed' in view.shown['verdict'].value
+    for c in view.controls['change'].options['options']: no_markup_of(''.join(view.parts(change=c, typo='', message=HOSTILE).values()))
+    assert 'Type a message' in view.parts(message='  ')['verdict']
+
+def test_robustness_asks_each_text_once():
+    asked = []
+    view = robustness_explore.explore(lambda t: asked.append(t) or 'yes')
+    for s in (.3, .6, .3, .6): view.parts(severity=s)
+    assert len(asked)==len(set(asked))<=3
+
+def test_robustness_model_that_raises_is_one_sentence():
+    def ask(t): raise OSError('private words')
+    parts = robustness_explore.explore(ask).parts()
+    assert 'OSError' in parts['verdict'] and 'private' not in str(parts)
+
+# chapter 08
+
+def attacked_card(answer='A fine day.', guards_in=(), guards_out=(), private=False):
+    model = PythonModel(lambda p: answer)
+    names = lambda gs: [f'x:{g.__name__}' for g in gs]
+    spec = ns(guards=ns(input=names(guards_in), output=names(guards_out)), prompt=ns(system=None), fallbacks=[])
+    return ns(spec=spec, data=ns(private=private), folder=None, model=lambda: model, system=lambda: System(model, None, guards_in, guards_out), prompts=lambda df: list(df['prompt']),
+              show=lambda t: f'[private, {len(t)} characters]' if private else t)
+
+ROW = pd.Series(dict(id='1', prompt='Where is it?'))
+
+def refuse(text): return None if 'attack' in text else text
+def fails(text): raise OSError(text)
+def hush(text): return text.replace('fine', 'dull')
+
+def test_security_says_which_guard_stopped_it():
+    view = labelled(security_explore.explore(attacked_card(guards_in=[refuse], guards_out=[hush]), ROW))
+    assert [c.label for k,c in view.controls.items() if c.value is True]==['before: refuse', 'behind: hush']
+    view.made['own'].value = 'an attack'
+    assert 'Stopped by refuse' in view.shown['verdict'].value and 'was not asked' in view.shown['steps'].value
+    view.made['guard0'].value = False
+    assert 'Stopped' not in view.shown['verdict'].value and 'dull' in view.shown['steps'].value
+    view.made['guard1'].value = False
+    assert 'dull' not in view.shown['steps'].value
+
+def test_security_a_guard_that_fails_has_stopped_it():
+    view = security_explore.explore(attacked_card(guards_in=[fails]), ROW)
+    assert 'Stopped by fails' in view.parts(own='hello')['verdict']
+
+def test_security_leaks_are_told_and_markup_is_text():
+    view = labelled(security_explore.explore(attacked_card(f'Write to ann.smith@mail.example {HOSTILE}'), ROW))
+    parts = view.parts(own=HOSTILE)
+    no_markup_of(''.join(parts.values()))
+    assert 'reached its goal' in parts['verdict'] and 'email' in parts['verdict']
+    on = next(k for k,c in view.controls.items() if c.label=='behind: redact_personal_data')
+    assert 'reached its goal</strong>' not in view.parts(**{on: True})['verdict']
+
+def test_security_every_attack_under_every_disguise_has_a_way():
+    view = security_explore.explore(attacked_card(guards_in=[refuse]), ROW)
+    for a in view.controls['attack'].options['options'][::7]:
+        for d in view.controls['disguise'].options['options'][::3]: assert 'could not' not in view.parts(attack=a, disguise=d)['verdict']
+
+def test_security_private_data_is_not_shown():
+    parts = security_explore.explore(attacked_card('secret words', guards_out=[hush], private=True), ROW).parts(own='private question')
+    assert 'secret words' not in str(parts) and 'private question' not in str(parts)
+
+def test_security_model_that_raises_is_told():
+    def boom(p): raise RuntimeError('x')
+    card = attacked_card()
+    card.model = lambda: PythonModel(boom)
+    view = security_explore.explore(card, ROW)
+    assert 'failed' in view.parts(own='hello')['steps']
