@@ -155,7 +155,7 @@ class Window:
         self.name = w.Text(description='New card', tooltip='Folder of a new card; it starts as a copy of the demo', style=wide['style']).add_class('gp-new')
         self.create = _button('Create', 'Make the folder, with a card, data and model that run at once', 'gp-create', self.make)
         self.form,self.card_said = w.VBox(),w.HTML().add_class('gp-card-said')
-        self.chapters = w.Box([w.Checkbox(True, description=n, tooltip=c.question, indent=False, layout=dict(width='9em')) for n,c in find_chapters().items()], layout=dict(flex_flow='row wrap', max_width='60em')).add_class('gp-chapters')
+        self.chapters = w.Box([w.Checkbox(True, description=n, tooltip=c.question, indent=False, layout=dict(width='11em')) for n,c in find_chapters().items()], layout=dict(flex_flow='row wrap', max_width='60em')).add_class('gp-chapters')
         self.all = _button('All chapters', 'Tick every chapter', 'gp-all', lambda: self.tick(True))
         self.none = _button('No chapter', 'Untick every chapter', 'gp-none', lambda: self.tick(False))
         self.effort = w.RadioButtons(options=['quick','full'], description='Effort', tooltip='quick: samples, a first answer; full: all the data', style=wide['style']).add_class('gp-effort')
@@ -214,7 +214,8 @@ class Showing(Window):
         ev = json.loads((folder/'evidence.json').read_text(encoding='utf-8'))
         rows = [(c, f'{SYMBOLS[a]} {a}', f'{SYMBOLS[b]} {b}') for c,a,b in moved(self.before, ev['gates'])]
         self._say(f'<div role="status">{decision_html(ev["decision"])}{table_html(rows, ("gate", "before", "now"), "Changed since the run before") if rows else ""}</div>')
-        self.links.outputs = (dict(output_type='display_data', data={'text/markdown': links_md(folder, self.here), 'text/plain': str(folder)}, metadata={}),)
+        links = links_md(folder, self.here)
+        self.links.outputs = (dict(output_type='display_data', data={'text/markdown': links, 'text/plain': links}, metadata={}),)
         self.signing.children = (SignOff(folder).widget,)
 
 # %% ../nbs/components/cockpit.ipynb #96054a04
@@ -260,8 +261,9 @@ class Running(Background):
     "A window whose buttons work"
     def chosen(self)->list[str]|None: # None: the whole playbook
         "The chapters that are ticked"
-        on = [b.description for b in self.chapters.children if b.value]
-        return None if len(on)==len(self.chapters.children) else on
+        may = {n: b for n,b in zip(find_chapters(), self.chapters.children) if not b.disabled}
+        on = [n for n,b in may.items() if b.value]
+        return None if len(on)==len(may) else on
 
     def tick(self, on:bool):
         for b in self.chapters.children: b.value = on
@@ -313,8 +315,10 @@ class Cockpit(Running, Panel):
 
     def _chosen_card(self):
         self.card_said.value,self.progress.value,self.before,self.resume.value = '','',[],False
-        try: load_card(self.card.value)
+        exempt = {}
+        try: exempt = load_card(self.card.value).exempt()
         except PlaybookError as e: self.card_said.value = f'<p role="alert">✗ This card has to be mended before it can run:</p><pre>{escape(str(e))}</pre>'
+        for n,b in zip(find_chapters(), self.chapters.children): b.disabled,b.description = n in exempt,f'{n} (exempt)' if n in exempt else n
         self._show_form()
         self._list()
 
@@ -324,7 +328,7 @@ class Cockpit(Running, Panel):
 
     def _saved_card(self): # what was measured before the change is what the next run is compared with
         try: load_card(self.card.value)
-        except PlaybookError as e: self.card_said.value = f'<pre>{escape(str(e))}</pre>'
+        except PlaybookError as e: self.card_said.value = f'<p role="alert">✗ {escape(str(e))}</p>'
         else: self.card_said.value = '<p role="status">✓ The card is saved: press Run to see what it changes.</p>'
 
     def make(self):

@@ -150,11 +150,12 @@ def test_only_what_is_ticked_runs(window):
     w = window(runner=runner)
     w.none.click()
     assert w.go() is None and 'No chapter is ticked' in w.said.value and not asked
-    w.chapters.children[1].value, w.effort.value, w.resume.value = True, 'full', True
+    assert [b.description for b in w.chapters.children][:2] == ['success', 'latency (exempt)'] and w.chapters.children[1].disabled
+    w.chapters.children[-1].value, w.effort.value, w.resume.value = True, 'full', True
     press(w)
     w.all.click()
     press(w)
-    assert [a[1:] for a in asked] == [([w.chapters.children[1].description], 'full', True), (None, 'full', False)] and all(load_card(a[0]).name == 'tiny' for a in asked)
+    assert [a[1:] for a in asked] == [(['decision'], 'full', True), (None, 'full', False)] and all(load_card(a[0]).name == 'tiny' for a in asked)
 
 
 # --- cards --------------------------------------------------------------------------------------
