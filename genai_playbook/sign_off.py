@@ -16,6 +16,7 @@ from .errors import PlaybookError
 from .evidence import PASS, Decision, Gate
 from .faces import badge, numbers_text
 from .ledger import Ledger, approval, ledger_path, utc_now
+from .panel import Panel
 from .runner import gather, load_run
 from .signing import decision_on, sign, signers_needed, told
 from .verifying import verify
@@ -74,7 +75,7 @@ def standing_html(
     return f'<div style="max-width:60em;line-height:1.5">{badge(s.decision.verdict)} {escape(s.decision.headline)}{"".join(parts)}<p style="margin:.7em 0"><strong>Signatures</strong> {escape(signatures(s))}</p></div>'
 
 # %% ../nbs/components/sign_off.ipynb #f41abdac
-class SignOff:
+class SignOff(Panel):
     "A form that writes a decision into the ledger; `widget` shows it"
     def __init__(self,
         folder:Path, # a finished run
@@ -109,9 +110,10 @@ class SignOff:
         else:
             self.said.value = f'<div role="status">✓ {escape(text)}</div>'
             self.refresh()
+            self.keep()
             self._signed()
 
-    def _repr_mimebundle_(self, **kw): return {**self.widget._repr_mimebundle_(**kw), 'text/html': self.stands.value}
+    def still(self)->str: return self.stands.value # HTML
 
 # %% ../nbs/components/sign_off.ipynb #30132daa
 def _refused(why:str)->str: return f'<div role="alert">✗ {escape(why)}</div>'

@@ -229,7 +229,7 @@ def test_the_demo_is_shown_and_stays_as_it_is():
     form = CardForm('demo')
     form.section.value = 'outcome'
     form.fields['outcome.baseline'].value = '0.5'
-    assert form.save.disabled and not form.problems.value
+    assert form.save.disabled and not form.problems.value and 'create a card of your own' in form.changes.value
     with pytest.raises(PlaybookError, match='stays as it is'): form.draft.save()
 
 

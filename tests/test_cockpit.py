@@ -150,11 +150,12 @@ def test_only_what_is_ticked_runs(window):
     w = window(runner=runner)
     w.none.click()
     assert w.go() is None and 'No chapter is ticked' in w.said.value and not asked
-    w.chapters.children[1].value, w.effort.value, w.resume.value = True, 'full', True
+    assert [b.description for b in w.chapters.children][:2] == ['success', 'latency (exempt)'] and w.chapters.children[1].disabled
+    w.chapters.children[-1].value, w.effort.value, w.resume.value = True, 'full', True
     press(w)
     w.all.click()
     press(w)
-    assert [a[1:] for a in asked] == [([w.chapters.children[1].description], 'full', True), (None, 'full', False)] and all(load_card(a[0]).name == 'tiny' for a in asked)
+    assert [a[1:] for a in asked] == [(['decision'], 'full', True), (None, 'full', False)] and all(load_card(a[0]).name == 'tiny' for a in asked)
 
 
 # --- cards --------------------------------------------------------------------------------------
@@ -250,22 +251,31 @@ def test_every_control_has_a_label_and_says_what_it_does(window, made, world):
     assert [c for c in found if c in ('gp-card', 'gp-section', 'gp-effort', 'gp-run', 'gp-stop', 'gp-runs', 'gp-sign-by', 'gp-sign-because', 'gp-sign')] == ['gp-card', 'gp-section', 'gp-effort', 'gp-run', 'gp-stop', 'gp-runs', 'gp-sign-by', 'gp-sign-because', 'gp-sign']
 
 
-def luminance(colour):
-    parts = [int(colour[i:i+2], 16)/255 for i in (1, 3, 5)]
-    return sum(k*(c/12.92 if c <= .03928 else ((c+.055)/1.055)**2.4) for k, c in zip((.2126, .7152, .0722), parts))
-
-
 def test_colours_of_ours_are_readable_in_both_themes():
     from genai_playbook.cockpit import _STRONG
+    from genai_playbook.exploring import contrast
     from genai_playbook.faces import COLOURS
-    ratio = lambda a, b: (max(map(luminance, (a, b)))+.05)/(min(map(luminance, (a, b)))+.05)
-    assert ratio(_STRONG['button_color'], _STRONG['text_color']) >= 4.5 and all(ratio(c, '#ffffff') >= 4.5 for c in COLOURS.values())
+    assert contrast(_STRONG['button_color'], _STRONG['text_color']) >= 4.5 and all(contrast(c, '#ffffff') >= 4.5 for c in COLOURS.values())
 
 
 def test_a_saved_notebook_shows_a_table(window):
     w = window()
     bundle = w._repr_mimebundle_()
-    assert '<table>' in bundle['text/html'] and 'Does it deliver' in bundle['text/html'] and 'application/vnd.jupyter.widget-view+json' in bundle
+    assert '<table' in bundle['text/html'] and 'Does it deliver' in bundle['text/html'] and not any('widget' in k for k in bundle) and str(Path.cwd()) not in bundle['text/html']
+
+
+def test_in_a_live_session_the_face_is_folded_behind_the_widget_and_follows_it(window, monkeypatch):
+    shown = []
+    class Handle:
+        def update(self, data, raw): shown.append(data['text/html'])
+    monkeypatch.setattr('genai_playbook.panel.live_session', lambda: True)
+    monkeypatch.setattr('IPython.display.display', lambda x, raw=False, display_id=None: shown.append(x['text/html'] if raw else x) or (Handle() if display_id else None))
+    w = window()
+    w._ipython_display_()
+    assert shown[0] is w.widget and shown[1].startswith('<details><summary>') and 'press Run' in shown[1]
+    w._say('<p>GO</p>')
+    w.keep()
+    assert '<p>GO</p>' in shown[2]
 
 
 # --- sign-off -----------------------------------------------------------------------------------
