@@ -118,7 +118,7 @@ def test_every_planted_row_is_refused_and_an_empty_file_is_no_crash(home):
     card = load_card(home)
     planted = forbidden(card.evaluation())
     got = intake(card, planted)
-    assert len(got.training) == len(got.evaluation) == 0 and sum(got.refused.values()) == len(planted) == 250
+    assert len(got.training['id']) == len(got.evaluation['id']) == 0 and sum(got.refused.values()) == len(planted) == 250
     assert intake(card, planted.head(0)).refused == {} and len(forbidden(card.evaluation().drop(columns='reference'))) == 0
 
 
