@@ -122,6 +122,7 @@ def _moves(entries)->list[Move]: # one that somebody else wrote names no version
         res.append(Move(e.at, e.kind, n, e.facts.get('before', res[-1].version if res else None), e.who, e.why))
     return res
 
+# %% ../nbs/components/registry.ipynb #64faf77e
 class LedgerRegistry:
     "Versions and moves as entries of a ledger"
     def __init__(self, ledger:Ledger, poc:str): self.ledger,self.poc = ledger,poc
@@ -209,6 +210,7 @@ def mlflow_client(
     except ImportError: raise PlaybookError("MLflow is not installed: pip install 'genai_playbook[mlflow]', or leave `delivery.mlflow` out of the card.") from None
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
+# %% ../nbs/components/registry.ipynb #c970336b
 class MLflowRegistry(LedgerRegistry):
     "A registry in the ledger that MLflow follows"
     def __init__(self, ledger:Ledger, poc:str, uri:str='', client=None): # of MLflow; None: of `mlflow_client`

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from genai_playbook.card import load_card
 from genai_playbook.comparing import NOT_WORSE
-from genai_playbook.delivery import GATES, PROBES, Loss, Section, explore, fires, forbidden, history_drill, let_through, plot_losses, replayed, slice_losses, worst_loss
+from genai_playbook.delivery import GATES, Loss, Section, explore, fires, plot_losses, replayed, slice_losses, worst_loss
+from genai_playbook.delivery_drills import PROBES, forbidden, history_drill, let_through
 from genai_playbook.demo import csv_text, feedback_rows
 from genai_playbook.errors import PlaybookError
 from genai_playbook.feedback import AGAIN, EMPTY, KNOWN, TORN, UNREVIEWED, held_out, intake, leaked, read_feedback, refusals, text_key
@@ -316,7 +317,7 @@ def test_a_probe_that_comes_through_is_counted(tmp_path, monkeypatch):
 
 def test_a_registry_that_forgets_is_found_by_the_drill(tmp_path, monkeypatch):
     assert history_drill(tmp_path, 1, moves=10, questions=30)[0] == 0
-    monkeypatch.setattr('genai_playbook.delivery.served_then', lambda reg, t: 1)  # knows only one champion, as an alias does
+    monkeypatch.setattr('genai_playbook.delivery_drills.served_then', lambda reg, t: 1)  # knows only one champion, as an alias does
     (tmp_path/'b').mkdir()
     assert history_drill(tmp_path/'b', 1, moves=10, questions=30)[0] > 10
 
