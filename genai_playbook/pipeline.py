@@ -133,7 +133,7 @@ def first_version(
 )->Version: # what a candidate is compared with
     "What serves; where nothing was promoted yet, the model that the card names"
     if now := champion(registry): return now
-    own = card if home.resolve()==card.folder.resolve() else write_card(card, {}, home/f'{card.name}.card.yaml')
+    own = write_card(card, {}, home/f'{card.name}.{card._model.digest[:12]}.yaml') # a card of its own: the POC's will name another model some day
     return registry.register(own.digests(), str(own.path.resolve()), who, 'the model that the card names')
 
 # %% ../nbs/components/pipeline.ipynb #4ecee83b

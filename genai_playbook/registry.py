@@ -102,7 +102,7 @@ def against(
     if verdict==NO_GO: return f'the last evidence about it says {NO_GO}' + (f' ({", ".join(failed)} failed)' if failed else '')
     says = [e for e in about if e.kind=='decision']
     if not says: return 'nobody has approved it: run the playbook on its card and sign the run with `genai-playbook sign --go`'
-    state,yes = approval(says, says[-1].digests.get('evidence'), max([needed, *(e.facts.get('needed') or 1 for e in says)]))
+    state,yes = approval(says, says[-1].digests.get('evidence'), max([needed, *(e.facts['needed'] for e in says if isinstance(e.facts.get('needed'), int))]))
     if not says[-1].digests.get('evidence'): return 'the decision on it names no evidence: sign a run with `genai-playbook sign`'
     return {'GO': '', 'waiting': f'only {len(yes)} of those who must say GO has', 'NO-GO': 'somebody said NO-GO'}.get(state, 'nobody has approved it')
 
