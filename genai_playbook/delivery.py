@@ -29,7 +29,7 @@ class Section(BaseModel):
     "What the card says about delivery"
     model_config = ConfigDict(extra='forbid')
     train:str|list[str]|None = Field(None, description='What trains a new model: `module:function`, or a command with {rows}, {out} and {seed}')
-    rehearsal:str|list[str]|None = Field(None, description='The same in seconds; chapter 11 calls it three times')
+    rehearsal:str|list[str]|None = Field(None, description='The same in seconds; chapter 11 calls it twice')
     feedback:str|None = Field(None, description='Table of what people corrected: the columns of the evaluation data, and `reviewed_by`; relative to the card')
     chapters:list[str] = Field(['success','bias','security'], description='Chapters that gate a candidate in `genai-playbook retrain`')
     windows:int = Field(2, ge=1, description='Windows in a row that must alarm before drift is a reason to retrain')
