@@ -215,7 +215,7 @@ async def drill(
     steps = [(plan.begin, lambda: router.set_share(plan.share, 'the canary begins'))]
     if plan.promoted: steps.append((plan.begin+plan.trial, promote))
     def each(t):
-        while steps and t>=steps[0][0]: steps.pop(0)[1]()
+        while steps and t>=steps[0][0] and not router.stopped: steps.pop(0)[1]()
         back = next((e['at'] for e in router.events if e['what']=='rollback'), math.inf)
         return t>min(back+plan.after, plan.began+plan.seconds)
     due = poisson(plan.rate, plan.began+plan.seconds+plan.after+1, seed=seed).at.tolist()
