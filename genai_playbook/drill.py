@@ -440,20 +440,24 @@ def _marks(ax, run):
 def _requests(ax, run):
     for arm,c in COLOURS.items():
         mine = [a for a in run.asked if a.arm==arm]
-        for bad,mark,size,alpha in ((False, '.', 3, .45), (True, 'x', 5, 1)):
+        for bad,mark,size,alpha in ((False, 'o', 2, .6), (True, 'x', 5, 1)):
             some = [a for a in mine if (a.bad and arm=='canary' and a.end>=run.began)==bad]
             ax.plot([a.at for a in some], [1000*(a.end-a.at) for a in some], mark, ms=size, color='#b3261e' if bad else c, alpha=alpha, mew=1 if bad else 0, label=f'{arm}{", failed or wrong" if bad else ""} ({len(some):,})' if some else None)
     ax.set(yscale='log', ylabel='ms until the answer')
+    ax.yaxis.set_major_formatter(lambda v,_: f'{v:,.0f}')
+    ax.yaxis.set_minor_formatter(lambda v,_: f'{v:,.0f}' if str(v)[0] in '25' else '')
+    ax.tick_params(which='both', labelsize=7)
 
 def _bounds(ax, run):
     last = [r for _,j in run.looks for r in j.rows if r['state']=='worse']
     metric = last[-1]['metric'] if last else 'failed'
     seen = [(t, r) for t,j in run.looks for r in j.rows if r['metric']==metric and math.isfinite(r['low'])]
     if seen:
-        t,low,high = zip(*[(t, r['low'], r['high']) for t,r in seen])
-        ax.fill_between(t, low, high, color='#6b6b6b', alpha=.25, lw=0, label='bounds that hold at every look')
+        t,low,high = zip(*[(t, max(-1., r['low']), min(1., r['high'])) for t,r in seen]) # in the beginning the bounds say nothing
+        ax.fill_between(t, low, high, color='#6b6b6b', alpha=.25, lw=0, label='its bounds, good at every look')
         ax.axhline(seen[-1][1]['limit'], color='#b3261e', lw=1, label='limit')
-        ax.legend(frameon=False, fontsize=7, loc='upper right')
+        ax.plot(t, [r['difference'] for _,r in seen], color='black', lw=1, label='difference')
+        ax.legend(frameon=False, fontsize=7, loc='lower left', bbox_to_anchor=(0, 1), borderpad=0, ncols=3)
     ax.set(ylabel=f'{metric}\ncanary − baseline', xlabel='seconds')
 
 def plot_drill(
@@ -465,8 +469,8 @@ def plot_drill(
     _requests(top, run)
     _bounds(low, run)
     for ax in (top, low): _marks(ax, run); ax.spines[['top','right']].set_visible(False)
-    top.legend(frameon=False, fontsize=7, ncols=2, loc='upper right')
-    top.set_title(f'{run.name}: {run.said}', fontsize=9, loc='left')
+    top.legend(frameon=False, fontsize=8, ncols=3, loc='lower left', bbox_to_anchor=(0, 1), borderpad=0, markerscale=1.5)
+    fig.suptitle(f'{run.name}: {run.said}', fontsize=9, x=.01, ha='left')
     return fig
 
 # %% ../nbs/components/drill.ipynb #cda130ac
@@ -476,17 +480,18 @@ def plot_grid(
 ): # matplotlib Figure
     "Time to detect by fault and severity"
     import matplotlib.pyplot as plt
-    table = drill_table([r for r in runs if r['kind']!='no fault'])
     fig,ax = plt.subplots(figsize=(8.5,3.2), layout='constrained')
-    kinds = list(dict.fromkeys(table.index.get_level_values(0)))
-    for i,k in enumerate(kinds):
-        t = table.loc[k]
-        x = t.index.to_numpy()*1.02**(i-len(kinds)/2)
-        err = [t['detect']-t['detect_low'].clip(lower=0), t['detect_high']-t['detect']]
-        ax.errorbar(x, t['detect'], np.nan_to_num(err, posinf=0), marker='o', ms=4, lw=1, capsize=2, label=k)
+    times:dict[str,dict[float,list]] = {}
+    for r in runs:
+        if r['kind']!='no fault': times.setdefault(r['kind'], {}).setdefault(r['severity'], []).append(r['end'] if r['detect_s'] is None else r['detect_s'])
+    for i,(k,by) in enumerate(times.items()):
+        x = np.array(list(by))*1.03**(i-len(times)/2)
+        mid,low,high = (np.array([f(v) for v in by.values()]) for f in (np.mean, np.min, np.max))
+        ax.errorbar(x, mid, [mid-low, high-mid], marker='o', ms=4, lw=1, elinewidth=1, capsize=2, label=k)
     ax.axhline(limit, color='#b3261e', ls=':', lw=1)
     ax.set(xscale='log', yscale='log', xlabel='share of the canary\'s requests that the fault strikes', ylabel='seconds until the rollback')
-    ax.set_xticks(s := sorted(set(table.index.get_level_values(1))), [f'{v:.0%}' for v in s])
+    ax.set_xticks(s := sorted({v for by in times.values() for v in by}), [f'{v:.0%}' for v in s])
+    for set_format in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): set_format(lambda v,_: f'{v:g}' if f'{v:g}'[-1] in '125' else '')
     ax.xaxis.set_minor_locator(plt.NullLocator())
     ax.legend(frameon=False, fontsize=8, ncols=3)
     ax.spines[['top','right']].set_visible(False)
