@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 import genai_playbook
 from .arrivals import poisson
 from .canary import DEFAULT_LIMITS, CanaryJudge, Judgement, Limit
@@ -140,25 +141,26 @@ class DrillRun:
     caught = property(lambda self: self.decided is not None)
     dropped = property(lambda self: sum(not a.arm or math.isnan(a.end) for a in self.asked))
     canary = property(lambda self: [a for a in self.asked if a.arm=='canary' and a.end>=self.began])
-
-    @property
-    def restored(self)->float|None: # None: nothing was decided
-        "From the verdict until everybody who was sent to the canary has an answer"
-        return None if self.decided is None else max([0.]+[a.end-self.decided for a in self.canary])
-
     failed = property(lambda self: sum(a.failed for a in self.canary))
     hit = property(lambda self: len(self.fault.struck) if self.fault.kind else sum(a.bad for a in self.canary))
 
-    @property
-    def said(self)->str:
-        "What came of it, in one sentence"
-        if self.cut: return f'{self.cut}: no verdict, and {self.dropped} of {len(self.asked)} accepted requests without an answer'
-        if self.decided is None: return self.looks[-1][1].because if self.looks else 'nobody looked'
-        return f'rolled back after {self.detected:.1f} s, users safe {self.restored*1000:.0f} ms later, {self.hit} requests hit, {self.dropped} dropped'
+@patch(as_prop=True)
+def restored(self:DrillRun)->float|None: # None: nothing was decided
+    "From the verdict until everybody who was sent to the canary has an answer"
+    return None if self.decided is None else max([0.]+[a.end-self.decided for a in self.canary])
 
-    def to_dict(self)->dict:
-        "Plain data for a record"
-        return dict(name=self.name, fault=str(self.fault), rate=self.rate, share=self.share, detect_s=self.detected, restore_s=self.restored, hit=self.hit, failed=self.failed, dropped=self.dropped, requests=len(self.asked), said=self.said)
+# %% ../nbs/components/drill.ipynb #22235d6e
+@patch(as_prop=True)
+def said(self:DrillRun)->str:
+    "What came of it, in one sentence"
+    if self.cut: return f'{self.cut}: no verdict, and {self.dropped} of {len(self.asked)} accepted requests without an answer'
+    if self.decided is None: return self.looks[-1][1].because if self.looks else 'nobody looked'
+    return f'rolled back after {self.detected:.1f} s, users safe {self.restored*1000:.0f} ms later, {self.hit} requests hit, {self.dropped} dropped'
+
+@patch
+def to_dict(self:DrillRun)->dict:
+    "Plain data for a record"
+    return dict(name=self.name, fault=str(self.fault), rate=self.rate, share=self.share, detect_s=self.detected, restore_s=self.restored, hit=self.hit, failed=self.failed, dropped=self.dropped, requests=len(self.asked), said=self.said)
 
 # %% ../nbs/components/drill.ipynb #be20ed70
 @dataclass(frozen=True)
@@ -448,6 +450,7 @@ def _requests(ax, run):
     ax.yaxis.set_minor_formatter(lambda v,_: f'{v:,.0f}' if str(v)[0] in '25' else '')
     ax.tick_params(which='both', labelsize=7)
 
+# %% ../nbs/components/drill.ipynb #df3a9031
 def _bounds(ax, run):
     last = [r for _,j in run.looks for r in j.rows if r['state']=='worse']
     metric = last[-1]['metric'] if last else 'failed'
