@@ -97,6 +97,7 @@ def arm_of(
     self.note_once('flag failed', why)
     return 'baseline'
 
+# %% ../nbs/components/router.ipynb #94e53af1
 @patch
 def set_share(
     self:Router,
