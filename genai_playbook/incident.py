@@ -194,4 +194,4 @@ def record_drill(
     why:str='rollback drill'
 )->Entry:
     "Write an exercise into the ledger; it changes nothing about what is served"
-    return ledger.append('drill', who, why, poc, **{k: drill[k] for k in ('drills','detect_s','restore_s','failed','dropped','caught','false_rollbacks','endpoints') if k in drill})
+    return ledger.append('drill', who, why, poc, **{k: drill[k] for k in ('drills','endpoints','rate','share','detect_s','restore_s','hit','dropped','requests','caught','false_rollbacks') if k in drill})

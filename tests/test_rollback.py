@@ -311,3 +311,21 @@ def test_a_grader_without_references_has_no_quality():
 
 
 def test_rehearsals_of_nothing(): assert rehearsals((), 3) == [] and Traffic(('a',), ('u',), {})[3] == ('u/3', 'a')
+
+
+@pytest.mark.slow
+def test_a_game_day_on_two_endpoints_of_ones_own(tmp_path):
+    from genai_playbook.ledger import Ledger
+    from genai_playbook.runner import run
+    now, later = Wire(good(1, seconds=.03), 'now'), Wire(good(2, seconds=.03), 'next')
+    wait(now.__aenter__()), wait(later.__aenter__())
+    (tmp_path/'data.csv').write_text('prompt,reference\n'+''.join(f'{p},{r}\n' for p, r in PEOPLE.references.items()))
+    (tmp_path/'poc.yaml').write_text(f'poc: mine\noutcome: {{promise: answers}}\nmodel: {{kind: openai, base_url: "{now.url}", model: now}}\ndata: {{evaluation: data.csv}}\n'
+                                     f'rollback: {{candidate: {{kind: openai, base_url: "{later.url}", model: next}}}}\n')
+    ev = run(tmp_path, chapters=['rollback'], effort='quick', out=tmp_path/'evidence', params=dict(rollback=dict(by='Head of operations')))
+    wait(now.die()), wait(later.die())
+    assert [c['error'] for c in ev['chapters']] == [''], ev['chapters']
+    found = ev['records']['rollback']['rollback'] if 'rollback' in ev['records'].get('rollback', {}) else ev['records']['rollback']
+    assert found['endpoints'] == [now.url, later.url] and found['dropped'] == 0
+    assert {g['code']: g['verdict'] for g in ev['gates']}['ROL05'] == 'PASS'
+    assert [e.kind for e in Ledger(tmp_path/'ledger.sqlite').entries('drill', 'rollback', 'incident')] == ['drill']
