@@ -6,11 +6,11 @@
 __all__ = ['LOOKS', 'NO_FAULT', 'COLOURS', 'Traffic', 'traffic_of', 'grader', 'Asked', 'play', 'lateness', 'DrillRun',
            'DrillPlan', 'Noted', 'drill', 'rehearse', 'virtually', 'plain_grade', 'invented_traffic', 'rehearsals',
            'caught', 'detection', 'drill_table', 'without_fault', 'kept_runs', 'no_fault_settings', 'false_rollbacks',
-           'Version', 'version_of', 'real_drill', 'most_at_once', 'switches', 'real_switches', 'plot_drill',
+           'Version', 'version_of', 'real_drill', 'most_at_once', 'Others', 'switches', 'real_switches', 'plot_drill',
            'plot_grid']
 
 # %% ../nbs/components/drill.ipynb #73eddd79
-import asyncio, contextlib, functools, json, math
+import asyncio, contextlib, functools, json, math, os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -403,6 +403,24 @@ def most_at_once(
             await asyncio.gather(*map(user, range(users)))
             return done/seconds
     return wait(work())
+
+# %% ../nbs/components/drill.ipynb #5ae2cd9a
+class Others:
+    "Which share of this machine other programs use while it is open; a context manager"
+    def __init__(self, pids:Sequence[int]=()): self.pids,self.share = [os.getpid(), *pids],math.nan # of this process and its servers
+
+    def _used(self): # seconds of all processors, of ours
+        import psutil
+        t = psutil.cpu_times()
+        ours = 0.
+        for pid in self.pids:
+            with contextlib.suppress(psutil.Error): ours += sum(psutil.Process(pid).cpu_times()[:2])
+        return sum(t)-getattr(t, 'guest', 0.)-getattr(t, 'guest_nice', 0.),t.idle+getattr(t, 'iowait', 0.),ours
+
+    def __enter__(self): self.before = self._used(); return self
+    def __exit__(self, *_):
+        whole,idle,ours = (b-a for a,b in zip(self.before, self._used()))
+        self.share = max(0., (whole-idle-ours)/whole) if whole>0 else math.nan
 
 # %% ../nbs/components/drill.ipynb #978b591c
 async def switches(

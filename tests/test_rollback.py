@@ -9,7 +9,7 @@ from genai_playbook import rollback as chapter
 from genai_playbook.arrivals import poisson
 from genai_playbook.canary import CanaryJudge
 from genai_playbook.card import load_card
-from genai_playbook.drill import (Asked, DrillPlan, DrillRun, Traffic, Version, caught, detection, drill, drill_table, false_rollbacks, grader, invented_traffic, kept_runs,
+from genai_playbook.drill import (Asked, DrillPlan, DrillRun, Others, Traffic, Version, caught, detection, drill, drill_table, false_rollbacks, grader, invented_traffic, kept_runs,
                                   lateness, plain_grade, play, real_drill, rehearsals, rehearse, switches, traffic_of, version_of, virtually, without_fault)
 from genai_playbook.errors import PlaybookError
 from genai_playbook.models import Answer, wait
@@ -272,7 +272,8 @@ def test_a_drill_without_traffic_surprises_nobody():
 
 
 def test_a_late_client_decides_nothing():
-    assert in_time([.1]*60, [Asked(1., 1.001)], .25).enough and not in_time([.1]*60, [Asked(1., 1.2)], .25).enough
+    assert in_time([.3]*60, [Asked(1., 1.001)], .25).enough and not in_time([.3]*60, [Asked(1., 1.2)], .25).enough
+    assert not in_time([.3]*60, [Asked(1., 1.001)], .25, others=.9).enough and in_time([.1]*60, [Asked(1., 1.2)], .25, others=.9).enough
     assert not in_time([], [], .25).n
 
 
@@ -281,6 +282,11 @@ def test_a_paid_candidate_needs_a_budget_and_is_not_flooded():
     with pytest.raises(PlaybookError, match='budget'): allowed(v, card, 1000, 0., False)
     assert allowed(v, card, 1000, 0., True) == 6.
     assert allowed(Version('http://127.0.0.1:1/v1', 'm'), card, 1000, 0., False) is None
+
+
+def test_what_others_use_is_a_share_and_a_process_that_is_gone_is_nobody():
+    with Others([2**22+1]) as others: sum(range(10**6))
+    assert 0 <= others.share <= 1
 
 
 def test_candidates():
