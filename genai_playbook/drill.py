@@ -429,11 +429,12 @@ async def switches(
     rate:float,
     n:int=60,
     gap:float=.1, # s between switches
-    seed:int=0
+    seed:int=0,
+    grace:float=.1 # s that the canary has left after a verdict
 )->tuple[list[float],list[Asked]]: # seconds until the last answer of the canary, for each switch back; the requests
     "Promote and roll back again and again"
     start = loop_time()
-    router = Router(dict(arms), clock=lambda: loop_time()-start)
+    router = Router(dict(arms), clock=lambda: loop_time()-start, grace=grace)
     turns = iter([lambda: (router.reopen('drill'), router.promote('drill')), lambda: router.rollback('drill')]*n)
     def each(t):
         while t>=gap*turn[0] and turn[0]<2*n: next(turns)(); turn[0] += 1
