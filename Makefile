@@ -23,8 +23,8 @@ check-notebooks: $(STAMP)
 	@diff -r -q -x __pycache__ genai_playbook build/check/genai_playbook || { echo "Modules differ from their notebooks: run nbdev-export."; exit 1; }
 	@rm -rf build/check
 
-lab: $(STAMP)  ## JupyterLab on the chapters
-	$(BIN)/jupyter lab nbs
+lab: $(STAMP)  ## JupyterLab on the demo: the cockpit, and copies of the chapters
+	$(BIN)/genai-playbook lab demo $(if $(filter 0,$(shell id -u)),--allow-root)
 
 notebooks: $(STAMP)  ## execute every notebook in place with the demo, so that its outputs are evidence
 	$(BIN)/python .ci/refresh

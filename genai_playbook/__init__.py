@@ -3,6 +3,7 @@
 Modules:
 
 - `genai_playbook.forking`: Kernels forked from one process that has imported the heavy libraries, and done nothing else
+- `genai_playbook.lab`: A workspace beside the card, opened in JupyterLab: start_here and the chapters as copies that point at it
 - `genai_playbook.runner`: Runs chapters through papermill, more strictly than papermill does, and keeps what they said in a run folder
 - `genai_playbook.scaling`: More than one machine, or more than one card: executors, matrices of POCs and models, and answers to a million prompts"""
 

@@ -49,7 +49,7 @@ def memory_kinds(
         res |= {'intermediate results': max(0., peak-sum(res.values())), 'reserved beyond that': reserved-peak}
     return res
 
-# %% ../nbs/components/accelerator.ipynb #49717050
+# %% ../nbs/components/accelerator.ipynb #0cb9e8c7
 @dataclass
 class Telemetry:
     "Readings of a GPU while something ran"
@@ -65,6 +65,7 @@ class Telemetry:
         mean = lambda x: sum(x)/len(x)
         return dict(seconds=self.seconds, watts=mean(self.watts), busy=mean(self.busy), memory_gb=max(self.used)/1e9, joules=mean(self.watts)*self.seconds)
 
+# %% ../nbs/components/accelerator.ipynb #49717050
 class Watch:
     "Reads a GPU in the background: `with Watch() as t: …; t.summary()`"
     def __init__(self,

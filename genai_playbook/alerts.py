@@ -33,7 +33,7 @@ def alarm_threshold(
     if not 0<level<1: raise PlaybookError(f'a service level is a share between 0 and 1; {level!r} leaves no error budget, or nothing but')
     return burn*(1-level)
 
-# %% ../nbs/components/alerts.ipynb #a44f6b51
+# %% ../nbs/components/alerts.ipynb #20d04652
 @dataclass(frozen=True)
 class Promise:
     "A service level as a share of bad requests"
@@ -54,6 +54,7 @@ def promises(
     if levels.ttft_ms: res.append(Promise('SlowFirstToken', .95, slow('gen_ai_client_operation_time_to_first_chunk_seconds', levels.ttft_ms), f'first tokens take longer than {levels.ttft_ms:g} ms'))
     return res
 
+# %% ../nbs/components/alerts.ipynb #25018017
 def burn_rule(
     promise:Promise,
     burn:Burn,
@@ -67,6 +68,7 @@ def burn_rule(
     return dict(alert=f'{promise.name}Burn{burn.long}', expr=' and '.join([*over, few]), labels=dict(severity=burn.severity, burn_rate=f'{burn.rate():g}'),
         annotations=dict(summary=f'Over {burn.long} and {burn.short} more than {at:.2%} of {promise.what}', description=f'{burn.share:.0%} of the 30-day error budget would be gone within {burn.long}; the service level is {promise.level:.2%}.'))
 
+# %% ../nbs/components/alerts.ipynb #a44f6b51
 def alert_rules(
     levels, # `service_levels` of the card
     silent:str='30m', # time without a request after which monitoring counts as blind
@@ -85,7 +87,7 @@ def rules_yaml(levels, **kw)->str: # arguments of `alert_rules`
     import yaml
     return yaml.safe_dump(alert_rules(levels, **kw), sort_keys=False, width=1000, allow_unicode=True)
 
-# %% ../nbs/components/alerts.ipynb #d6de091c
+# %% ../nbs/components/alerts.ipynb #eb5cfd69
 def _panel(i, title, unit, kind, *queries, thresholds=()): # queries: (PromQL, legend)
     steps = [dict(color='green', value=None), *[dict(color='red', value=t) for t in thresholds]]
     return dict(id=i+1, title=title, type=kind, datasource=dict(type='prometheus', uid='${datasource}'), gridPos=dict(h=8, w=12, x=12*(i%2), y=8*(i//2)),
@@ -113,6 +115,7 @@ def dashboard(
     return dict(title=f'{name}: generative AI', uid=None, schemaVersion=39, version=1, editable=True, tags=['genai_playbook'], time={'from': 'now-24h', 'to': 'now'}, refresh='1m', timezone='browser',
         templating=dict(list=[source]), annotations=dict(list=[]), panels=[_panel(i, *p, thresholds=limits.get(i, ())) for i,p in enumerate(panels)])
 
+# %% ../nbs/components/alerts.ipynb #d6de091c
 def metric_names(
     expressions:Iterable[str] # PromQL
 )->set[str]:

@@ -87,7 +87,7 @@ def bursts(
     rng = np.random.default_rng(seed)
     return Open(_renewal(lambda n: rng.gamma(1/cv**2, cv**2/rate, n), rate, seconds), 'bursts', seconds, dict(rate=rate, cv=cv, seed=seed))
 
-# %% ../nbs/components/arrivals.ipynb #b754c4ec
+# %% ../nbs/components/arrivals.ipynb #ab3dcb74
 def _warped(corners, name, seed, **settings)->Open:
     t,r = np.array(corners, float).T
     if (np.diff(t)<0).any() or (r<0).any() or not np.isfinite(r).all() or not r.any(): raise PlaybookError('the rates of a load must be 0 or more, with one above 0, and its times must not go back')
@@ -110,6 +110,7 @@ def ramp(
     _positive(seconds=seconds)
     return _warped([(0, low), (seconds, high)], 'ramp', seed, low=low, high=high)
 
+# %% ../nbs/components/arrivals.ipynb #e50fa0e1
 def steps(
     plan:Sequence[tuple[float,float]], # (requests per second, seconds), one after another
     seed:int = 0
@@ -134,6 +135,7 @@ def on_off(
     at = steps(plan, seed).at
     return Open(at, 'on/off', seconds, dict(rate=rate, on=on, off=off, seed=seed))
 
+# %% ../nbs/components/arrivals.ipynb #0fdcf663
 def spike(
     rate:float, # requests per second before and after
     peak:float, # and during the spike
@@ -147,6 +149,7 @@ def spike(
     if not 0<=at<=at+width<=seconds: raise PlaybookError('the spike must lie within the run')
     return Open(steps([(rate, at), (peak, width), (rate, seconds-at-width)], seed).at, 'spike', seconds, dict(rate=rate, peak=peak, at=at, width=width, seed=seed))
 
+# %% ../nbs/components/arrivals.ipynb #b754c4ec
 def diurnal(
     rate:float, # requests per second, on average
     peak_factor:float, # rate at the busiest moment over the average, 1 to 2

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from .cleansing import fold
-from .detectors import leaks_prompt, read_sections
+from .detectors import leaks_prompt
 from .errors import PlaybookError
+from .learnt import read_sections
 from .personal import personal_data, secrets
 
 # %% ../nbs/components/attacks.ipynb #86adc838

@@ -54,7 +54,7 @@ def attribution_html(
             f'<div><small>Thick line: moved the answer much. Solid: spoke for it; dotted: against it. Numbers: the strongest.</small></div>{said}</div>')
 
 def _piece(text, score, part, rank, unit):
-    if not math.isfinite(score): return f'<span style="opacity:.55">{escape(text)}</span>'
+    if not math.isfinite(score): return f'<span style="opacity:.75">{escape(text)}</span>'
     width = round(5*abs(part))
     line = f'border-bottom:{width}px {"solid" if score>0 else "dotted"} currentColor;' if width else ''
     shade = f'background:{"rgba(59,91,146" if score>0 else "rgba(176,124,42"},{.45*abs(part):.2f});' if width else ''

@@ -82,7 +82,7 @@ class Budget:
             self._turn()
             return dict(zip(('money','tokens'), self._room()))
 
-# %% ../nbs/components/budget.ipynb #ccdf24f5
+# %% ../nbs/components/budget.ipynb #5ec12d3e
 @dataclass(frozen=True)
 class Tariff:
     "What tokens cost"
@@ -90,6 +90,7 @@ class Tariff:
     price_out:float=0. # a million tokens written
     def cost(self, tokens_in:int, tokens_out:int)->float: return (tokens_in*self.price_in + tokens_out*self.price_out)/1e6
 
+# %% ../nbs/components/budget.ipynb #ccdf24f5
 class Budgeted(Model):
     "A model that is not asked once its budget could be passed"
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RATES', 'BOUNDED', 'DEFAULT_LIMITS', 'EARLY', 'TIGHT', 'PROMOTE', 'STATES', 'WITHHELD', 'POWER', 'SPREAD', 'MISMATCH',
            'ANSWERED', 'LAST_LOOK', 'Seen', 'Limit', 'signed_root', 'z_of_t', 'boundary', 'Sums', 'design_effect',
-           'Plan', 'evidence', 'room', 'Compared', 'compare_arms', 'n_to_decide', 'ratio_test', 'log_odds',
+           'Plan', 'scatter', 'evidence', 'room', 'Compared', 'compare_arms', 'n_to_decide', 'log_odds',
            'ratio_mismatch', 'Judgement', 'CanaryJudge', 'Release', 'drawn', 'first_look', 'simulated', 'rolled_back',
            'Classified', 'mann_whitney_mode']
 
@@ -132,7 +132,10 @@ def design_effect(
 ):  # at least 1
     "How many requests of these users are worth one independent request"
     single,users = (sum(x) for x in zip(*(s.squares for s in arms)))
-    with np.errstate(all='ignore'): return np.where(single>1e-12*sum(s.square for s in arms), np.maximum(users/single, 1.), 1.)
+    return _ratio(single, users, sum(s.square for s in arms))
+
+def _ratio(single, users, square): # 1 where all values are equal
+    with np.errstate(all='ignore'): return np.where(single>1e-12*square, np.maximum(users/single, 1.), 1.)
 
 # %% ../nbs/components/canary.ipynb #d0a9b295
 @dataclass
@@ -155,17 +158,23 @@ class Plan:
         self.alpha = self.level*weight/weight.sum()
 
 # %% ../nbs/components/canary.ipynb #edf7e207
-def _scatter(b, c): # what the variance of a difference is made of, clusters included
-    both = design_effect(b, c)
-    return np.maximum(design_effect(c), both)/c.n,np.maximum(design_effect(b), both)/b.n
+def scatter(
+    b:Sums, # baseline
+    c:Sums # canary
+)->tuple[np.ndarray,np.ndarray]: # of canary and baseline: design effect / n
+    "What the variance of a mean is, in units of the variance of one request"
+    (one_b,users_b),(one_c,users_c) = b.squares,c.squares
+    both = _ratio(one_b+one_c, users_b+users_c, b.square+c.square)
+    return np.maximum(_ratio(one_c, users_c, c.square), both)/c.n,np.maximum(_ratio(one_b, users_b, b.square), both)/b.n
 
 def evidence(
     b:Sums, # baseline
     c:Sums, # canary
-    plan:Plan
+    plan:Plan,
+    scattered:tuple[np.ndarray,np.ndarray] # by `scatter`
 )->tuple[np.ndarray,np.ndarray]: # z (above 0: worse), share of the planned data
     "How surely the canary is worse, in standard deviations"
-    dc,db = _scatter(b, c)
+    dc,db = scattered
     design = (dc+db)/(1/c.n+1/b.n)
     rate = signed_root(c.total, c.n, b.total, b.n)/np.sqrt(design)
     wc,wb = dc*c.var,db*b.var
@@ -187,10 +196,11 @@ def _softened(s, bounded): # mean and variance
 def room(
     b:Sums, # baseline
     c:Sums, # canary
-    plan:Plan
+    plan:Plan,
+    scattered:tuple[np.ndarray,np.ndarray] # by `scatter`
 )->tuple[np.ndarray,np.ndarray]: # how far below the limit, and its standard error; in the metric's unit
     "How much better the canary is than the worst that is allowed"
-    dc,db = _scatter(b, c)
+    dc,db = scattered
     (mc,vc),(mb,vb) = (_softened(s, plan.bounded) for s in (c, b))
     factor = np.where(plan.relative, 1+plan.sign*plan.worst, 1.)
     allowed = np.where(plan.relative, 0., plan.worst)
@@ -216,9 +226,10 @@ def compare_arms(
 )->Compared:
     "What may be said of each metric now"
     with np.errstate(all='ignore'):
-        z,f = evidence(b, c, plan)
+        scattered = scatter(b, c)
+        z,f = evidence(b, c, plan, scattered)
         beyond = boundary(f, plan.alpha)/np.sqrt(f)
-        spare,se = room(b, c, plan)
+        spare,se = room(b, c, plan, scattered)
         scale = np.where(plan.relative, np.abs(b.mean), 1.)
         gap = plan.sign*(c.mean-b.mean)/scale
         width = _mixture(f, PROMOTE, 2*plan.level)/np.sqrt(f)
@@ -259,24 +270,13 @@ def n_to_decide(
             z = _mixture(2*size/design/plan.planned, PROMOTE, 2*plan.level)/np.sqrt(2*size/design/plan.planned)
         return np.ceil(size*each*c.n)
 
-# %% ../nbs/components/canary.ipynb #755b51cd
-def ratio_test(
-    n_canary:int,
-    n_baseline:int,
-    share:float # planned share of the canary
-)->tuple[float,float]: # chi-square with one degree of freedom, p
-    "Sample-ratio check for one look, at the end"
-    n = n_canary+n_baseline
-    chi2 = (n_canary-n*_share(share))**2/(n*share*(1-share)) if n else 0.
-    return chi2,math.erfc(math.sqrt(chi2/2))
+# %% ../nbs/components/canary.ipynb #6fd127b0
+SPREAD = 100 # how close to the plan other shares are thought to be: as after 100 users
+MISMATCH = .01 # p from which the split is wrong
 
 def _share(share):
     if not 0<share<1: raise PlaybookError(f'the share of the canary must be between 0 and 1, not {share}')
     return share
-
-# %% ../nbs/components/canary.ipynb #6fd127b0
-SPREAD = 100 # how close to the plan other shares are thought to be: as after 100 users
-MISMATCH = .01 # p from which the split is wrong
 
 def log_odds(n_canary, n_baseline, share): # numbers or arrays
     "Logarithm of the bet against the planned split"

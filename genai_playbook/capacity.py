@@ -160,7 +160,7 @@ class _Fleet: # the state between two events
         for r in reversed(range(len(self.up))):
             if n and self.up[r]: self.up[r],n = False,n-1
 
-# %% ../nbs/components/capacity.ipynb #4fdaf6ba
+# %% ../nbs/components/capacity.ipynb #242efbc4
 class _Scaler: # looks at the fleet once a period
     def __init__(self, fleet, how, n):
         self.fleet,self.how,self.seen,self.coming,self.n,self.low = fleet,how,0,[],n,None
@@ -205,6 +205,7 @@ def simulate(
     wait = fleet.started-at
     return Simulated(at, wait, wait+replica.first*fleet.spent, wait+fleet.spent, np.nan_to_num(fleet.size).astype(int), scaler.said if scaler else [(0., n)], fleet.used)
 
+# %% ../nbs/components/capacity.ipynb #4fdaf6ba
 def poisson_times(
     rate:float, # requests a second
     n:int, # requests
@@ -284,7 +285,7 @@ def fit_queue(
     p = min(fits, key=lambda f: f.cost).x
     return QueueFit(float(np.exp(p[0])), float(np.exp(p[1])), float(x.max()*(1+np.exp(p[2]))))
 
-# %% ../nbs/components/capacity.ipynb #25c23069
+# %% ../nbs/components/capacity.ipynb #3cb8bdd3
 def replicas_for(
     rate:float, # requests a second
     replica:Replica,
@@ -312,6 +313,7 @@ def replicas_for(
         low,high = (low,mid) if ok(mid) else (mid,high)
     return high
 
+# %% ../nbs/components/capacity.ipynb #25c23069
 def rate_for(
     replica:Replica,
     n:int=1, # replicas

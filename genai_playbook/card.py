@@ -381,7 +381,7 @@ def _check_model_path(path:str, folder:Path)->str|None:
     near = did_you_mean(Path(path).name, [p.name for p in (folder/path).parent.iterdir() if p.is_dir()]) if (folder/path).parent.is_dir() else ''
     return f'there is no folder `{path}` (relative to the card), and it is no hub id (`organisation/name`)' + near
 
-# %% ../nbs/foundations/card.ipynb #f9b7bb1d
+# %% ../nbs/foundations/card.ipynb #1947e57d
 def _parse(data:bytes|str, file:str)->Parsed:
     try: parsed = parse_yaml(data)
     except YamlProblem as e: raise CardError(file, [Problem(e.message, line=e.line)]) from None
@@ -431,6 +431,7 @@ def parse_card(
         raise CardError(file, [Problem(why, dotted(p), line[0] if line else parsed.line(p)) for p,why,*line in found])
     return Card(spec, path, bundled, parts, sections, gates, parsed)
 
+# %% ../nbs/foundations/card.ipynb #f9b7bb1d
 def _salvage(parsed:Parsed, wrong:Sequence[tuple], skip:frozenset)->CardSpec|None:
     "The card without what is wrong in it, so that its names and files can be checked all the same"
     value = copy.deepcopy(parsed.value)

@@ -190,11 +190,9 @@ def sign(
 ):
     "Record a person's decision on a run in the ledger. GO is refused over a failed, undecided or stale gate that nobody waived."
     from genai_playbook.signing import sign as sign_
+    from genai_playbook.signing import told
     if go is None: raise PlaybookError('Say --go or --no-go.')
-    entry, state, names = sign_(run, go, by, because, key)
-    needed = entry.facts['needed']
-    said = f'{len(names)} of {needed} signatures: another person has to sign before it counts.' if state == 'waiting' else f'The decision on this run is {state}.'
-    _console().print(f'Entry {entry.seq} of the ledger: {"GO" if go else "NO-GO"} by {entry.who}. {said}', markup=False)
+    _console().print(told(*sign_(run, go, by, because, key)), markup=False)
 
 
 @app.command()
@@ -263,6 +261,76 @@ def compare(
     with Asking(console) as asking: result = compare_(a, b, margin, cases, out, asking, strict)
     print_comparison(result, console, out)
     raise typer.Exit(result['exit_code'])
+
+
+@app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
+def lab(
+    more: typer.Context,
+    poc: Annotated[str, typer.Argument(metavar='[POC]', help='A card (poc.yaml), its folder, or a bundled POC. Left out: the poc.yaml of this folder, else the demo.')] = '',
+    browser: Annotated[bool, typer.Option('--browser/--no-browser', help='Open a browser.')] = True,
+    port: Annotated[int|None, typer.Option(min=1, max=65535, help="JupyterLab's port.")] = None,
+):
+    "Open JupyterLab in a workspace beside the card (playbook-lab/): start_here and the chapters, as copies that point at it. Other options, behind the POC, are JupyterLab's, such as --allow-root."
+    from genai_playbook.lab import lab_command, open_lab, prepare
+    poc, others = ('', [poc, *more.args]) if poc.startswith('-') else (poc, more.args)
+    ws = prepare(poc or ('.' if Path('poc.yaml').is_file() else 'demo'))
+    command = [*lab_command(ws, browser, port), *others]
+    _console().print(f'Workspace: {ws.folder}' + (f'\nKept as you changed them (delete one to get it fresh): {", ".join(ws.kept)}' if ws.kept else ''), markup=False)
+    open_lab(command)
+
+
+@app.command()
+def retrain(
+    poc: Poc,
+    seed: Annotated[int, typer.Option(help='Of the training.')] = 0,
+    out: Annotated[Path|None, typer.Option(help='Folder for models and evidence; `releases` beside the ledger when left out.')] = None,
+    chapters: Annotated[str|None, typer.Option(help='Chapters that gate the candidate, separated by commas; those of the card when left out.')] = None,
+    effort: Annotated[str, typer.Option(help='[bold]quick[/]: the gates see a sample. [bold]full[/]: all the data.')] = 'full',
+    if_due: Annotated[bool, typer.Option('--if-due', help='Do nothing unless new feedback or the age of the model call for it.')] = False,
+):
+    """Train a candidate on reviewed feedback, gate it, compare it with what serves, and register it. Nothing is promoted.
+
+    Exit code: 0 ready (or nothing due), 1 held, 2 bad usage, 3 undecided."""
+    from genai_playbook.pipeline import HELD, OPEN, retrain_poc
+    from genai_playbook.retraining import Trigger
+    from genai_playbook.screen import QuietProgress
+    console, say = _console(), lambda text: _console().print(text, markup=False)
+    chosen = [c.strip() for c in chapters.split(',') if c.strip()] if chapters else None
+    r = retrain_poc(poc, seed, out, chosen, effort, if_due, QuietProgress(console), lambda step: say(f'  {step}'))
+    if isinstance(r, Trigger): return say(f'Nothing to do: {r.because}.')
+    say(f'Version {r.version.number} is {r.verdict}: {r.because}.\nIts card: {r.card.path}' + (f'\nEvidence: {r.found.where}/index.html' if r.found.where else ''))
+    say(f'Next:  genai-playbook run {r.card.path}   then sign that run, and   genai-playbook promote {poc} {r.version.number} --by … --because …')
+    raise typer.Exit({HELD: 1, OPEN: 3}.get(r.verdict, 0))
+
+
+@app.command()
+def promote(
+    poc: Poc,
+    version: Annotated[int, typer.Argument(help='Its number in the registry.')],
+    by: By,
+    because: Because,
+):
+    "Put a registered version in front of users. Refused without a signed GO on it, after a failed hard gate, or when its files changed."
+    from genai_playbook.pipeline import promote_poc
+    m = promote_poc(poc, version, by, because)
+    _console().print(f'Version {m.version} serves' + (f' instead of version {m.before}.' if m.before else '.'), markup=False)
+
+
+@app.command()
+def ci(
+    forge: Annotated[str, typer.Argument(metavar='github|gitlab', help='Whose CI shall run the playbook.')],
+    poc: Annotated[str, typer.Option(help='The card, its folder, or a bundled POC.')] = 'poc.yaml',
+    schedule: Annotated[str, typer.Option(metavar='CRON', help="Also run it as an audit: five fields in UTC, such as '0 3 * * 1' for Mondays at 3:00.")] = '',
+    out: Annotated[Path|None, typer.Option(metavar='PATH', help='The file; where the forge looks for it when left out.')] = None,
+    fail_on: Annotated[str, typer.Option(help='[bold]insufficient[/]: the check is red unless the decision is GO. [bold]no-go[/]: INSUFFICIENT EVIDENCE is a warning.')] = 'insufficient',
+    effort: Annotated[str, typer.Option(help='Of a run on a change, quick or full; an audit is always full.')] = 'full',
+    install: Annotated[str, typer.Option(metavar='COMMAND', help='What installs the playbook and what the POC imports; this version and requirements.txt when left out.')] = '',
+    force: Annotated[bool, typer.Option('--force', help='Overwrite a file that differs.')] = False,
+):
+    "Write a workflow that runs the playbook on every pull or merge request, shows the summary, keeps the evidence and fails on NO-GO."
+    from genai_playbook.delivery_ci import write_ci
+    path, written = write_ci(forge, poc, schedule, out, fail_on, effort, install, force)
+    _console().print(f'Wrote {path}; its first lines say what it needs.' if written else f'{path} is as it should be.', markup=False)
 
 
 @app.command()

@@ -7,9 +7,9 @@ __all__ = ['DAYS', 'REGIONS', 'CHANNELS', 'NAMES', 'SURNAMES', 'STATUS', 'ANY', 
            'PHRASES', 'INTENTS', 'DECISIONS', 'KINDS', 'WRITES_FOR', 'OPENINGS', 'CLOSINGS', 'CANARIES', 'LEAK',
            'BIASED_REGIONS', 'RECIPES', 'WEIGHTS', 'REVIEWERS', 'CARELESS', 'BIASED', 'SPECIAL', 'WORDS', 'CHAT',
            'ABOUT', 'order_facts', 'fact_line', 'read_facts', 'arrival', 'fair_answer', 'message', 'canary', 'slip',
-           'roughen', 'corrupted', 'Recipe', 'training_rows', 'today', 'evaluation_rows', 'review_rows', 'csv_text',
-           'digest', 'load', 'save', 'make_tokenizer', 'make_model', 'encode', 'batches', 'train', 'reply', 'score',
-           'accuracy', 'by', 'model_card', 'build', 'measure', 'write_data', 'main']
+           'roughen', 'corrupted', 'Recipe', 'training_rows', 'today', 'evaluation_rows', 'review_rows',
+           'feedback_rows', 'csv_text', 'digest', 'load', 'save', 'make_tokenizer', 'make_model', 'encode', 'batches',
+           'train', 'reply', 'score', 'accuracy', 'by', 'model_card', 'build', 'measure', 'write_data', 'main']
 
 # %% ../nbs/foundations/demo.ipynb #51545300
 import argparse
@@ -334,6 +334,16 @@ def review_rows(
                             seconds=f'{seconds:.1f}', order=order))
     return out
 
+# %% ../nbs/foundations/demo.ipynb #2efdc86f
+def feedback_rows(n: int = 800, seed: int = 7) -> list[dict]:  # as `evaluation_rows` makes them, with `reviewed_by`
+    "Messages after release, with the right answer; nine of ten were reviewed"
+    rng, out = random.Random(f'feedback {seed}'), []
+    later = lambda t: (datetime.fromisoformat(t) + timedelta(days=56)).isoformat(timespec='minutes')
+    for o in evaluation_rows(n, seed, unseen=0.):
+        by = rng.choice(('claims desk north', 'claims desk west')) if rng.random() < .9 else ''
+        out.append(o | dict(id=f'f{o["id"]}', conversation_id=f'f{o["conversation_id"]}', timestamp=later(o['timestamp']), week=o['week'] + 8, reviewed_by=by))
+    return out
+
 # %% ../nbs/foundations/demo.ipynb #a3710a80
 def csv_text(rows: list[dict]) -> str:
     "Rows as CSV, the same bytes on every machine"
@@ -547,7 +557,7 @@ Training rows sha256 `{facts["data"]}`, evaluation rows sha256 `{digest(rows)}`.
 Weights are stored as float16 and evaluated as float32.
 '''
 
-# %% ../nbs/foundations/demo.ipynb #21ef9b69
+# %% ../nbs/foundations/demo.ipynb #42e3f142
 def build(
     name: str,  # of `RECIPES`
     out: str|Path,  # folder; the model goes to its `model/`
@@ -570,7 +580,7 @@ def build(
     save(tok, model, out/'model')
     (out/'training.json').write_text(json.dumps(facts, indent=2) + '\n')
 
-
+# %% ../nbs/foundations/demo.ipynb #ec66db04
 def measure(
     name: str,  # of `RECIPES`
     out: str|Path,  # the folder that `build` wrote
@@ -591,7 +601,7 @@ def measure(
     (folder/'README.md').write_text(model_card(name, training_rows(RECIPES[name]), rows, ok, answers, slipped, facts), encoding='utf-8')
     return dict(accuracy=accuracy(ok, rows), slipped=slipped, answers_per_second=len(rows) / seconds)
 
-
+# %% ../nbs/foundations/demo.ipynb #7a699bf5
 def write_data(
     out: str|Path,
     training: bool = False,  # the training rows of each recipe, too
@@ -601,9 +611,10 @@ def write_data(
     out.mkdir(parents=True, exist_ok=True)
     (out/'evaluation.csv').write_text(csv_text(rows), newline='')
     (out/'reviews.csv').write_text(csv_text(review_rows(rows)), newline='')
+    (out/'feedback.csv').write_text(csv_text(feedback_rows()), newline='')
     for name in RECIPES if training else (): (out/f'training-{name}.csv').write_text(csv_text(training_rows(RECIPES[name])), newline='')
 
-
+# %% ../nbs/foundations/demo.ipynb #21ef9b69
 def main(argv: list[str]|None = None):
     "python -m genai_playbook.demo data|train|measure"
     p = argparse.ArgumentParser(prog='python -m genai_playbook.demo', description='Make the demo POCs: their data, their models, their model cards.')
@@ -618,6 +629,5 @@ def main(argv: list[str]|None = None):
     if not a.name: p.error(f'{a.what} needs the name of a model: {", ".join(RECIPES)}')
     if a.what == 'train': build(a.name, a.out, a.steps, a.threads)
     print(measure(a.name, a.out, a.threads))
-
 
 if __name__ == '__main__' and '__file__' in globals(): main()  # a notebook is `__main__`, too, but no file

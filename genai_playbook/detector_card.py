@@ -7,7 +7,7 @@ __all__ = ['SETS', 'DetectorCard', 'detector_card', 'span_cards', 'read_labels',
            'corrected', 'partly', 'at_least']
 
 # %% ../nbs/components/detector_card.ipynb #64357a99
-import json
+import inspect, json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,12 +87,14 @@ def read_labels(
 
 def card_of(
     name:str,
-    detect:Callable[[str],bool],
+    detect:Callable[[str],bool], # one that takes `asked` too is told the `prompt` of a row
     rows:Sequence[Mapping] # of `read_labels`
 )->DetectorCard:
     "Card of a yes-or-no detector on labelled texts"
     label = [r['label'] if 'label' in r else bool(r['spans']) for r in rows]
-    return detector_card(name, [detect(r['text']) for r in rows], label, _clusters(rows))
+    asks = 'asked' in inspect.signature(detect).parameters
+    said = [detect(r['text'], asked=r['prompt']) if asks and isinstance(r.get('prompt'), str) else detect(r['text']) for r in rows]
+    return detector_card(name, said, label, _clusters(rows))
 
 def span_cards_of(
     find:Callable[[str],Sequence[Span]],

@@ -187,7 +187,7 @@ class Drift:
         df = pd.DataFrame([f.__dict__ for f in self.findings], columns=list(Finding.__annotations__))
         return df.iloc[np.argsort(-(df['effect']/df['floor']).fillna(-1).to_numpy(), kind='stable')].set_index('feature')
 
-# %% ../nbs/components/drift.ipynb #aeafbdb6
+# %% ../nbs/components/drift.ipynb #1cb4aa3e
 @dataclass(frozen=True)
 class Profile:
     "What the reference keeps of one feature"
@@ -202,6 +202,7 @@ def is_number(
 )->bool:
     return getattr(column.dtype, 'kind', 'O') in 'iuf'
 
+# %% ../nbs/components/drift.ipynb #c2e19814
 def profile(
     column, # values of one feature: numbers, categories, or a matrix with a row for each request
     test:str|None=None # None: ks for numbers, chi_square for categories, mmd for a matrix
@@ -220,6 +221,7 @@ def profile(
     counts = x.dropna().astype(str).value_counts()
     return Profile(test, counts.to_dict(), int(counts.sum()), int(x.isna().sum()))
 
+# %% ../nbs/components/drift.ipynb #aeafbdb6
 def compare(
     reference:Profile,
     window:Profile # made with the same test
@@ -286,7 +288,7 @@ class Reference:
         if not few: return Drift(QUIET, found)
         return Drift(TOO_LITTLE, found, f'{", ".join(few[:5])}: fewer than {self.min_n} values on one side')
 
-# %% ../nbs/components/drift.ipynb #f0cb1d89
+# %% ../nbs/components/drift.ipynb #7e7772a8
 @dataclass(frozen=True)
 class Window:
     "One period of a log"
@@ -311,6 +313,7 @@ def windows(
     cut = np.searchsorted(t.iloc[order].to_numpy(), edges.to_numpy())
     return [Window(a, b, order[i:j]) for a,b,i,j in zip(edges, edges[1:], cut, cut[1:])]
 
+# %% ../nbs/components/drift.ipynb #f0cb1d89
 class Stream:
     "Requests one at a time; a check each time that so many new ones have come"
     def __init__(self,

@@ -9,6 +9,7 @@ __all__ = ['Events', 'read_event', 'retryable', 'retry_after', 'backoff', 'OpenA
 import asyncio, codecs, email.utils, json, os, queue, random, re, time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from fastcore.basics import patch
 from .errors import PlaybookError
 from .models import Answer, Chunk, Model, Progress, Prompt, as_messages, background, contents, digest_of, failed, wait
 
@@ -83,8 +84,6 @@ class _Again(Exception): # a failure that may pass
 class _TooSlow(Exception): # waiting longer would not help
     def __init__(self, said:str, so_far:Answer): super().__init__(said); self.so_far = so_far
 
-_UNREACHABLE = 'Nothing answers at {}: start the server or correct `model.base_url`'
-
 class OpenAIModel(Model):
     "A model behind an OpenAI-compatible endpoint"
     def __init__(self,
@@ -112,147 +111,169 @@ class OpenAIModel(Model):
                           timeouts=[connect_timeout, first_token_timeout, total_timeout])
     def __repr__(self): return f'OpenAIModel({self.base_url!r}, {self.model!r})'
 
-    def _key(self)->str:
-        if not self.api_key_env: return ''
-        if not (key := os.environ.get(self.api_key_env, '').strip()): raise PlaybookError(f'the environment variable `{self.api_key_env}`, which `model.api_key_env` names, is not set')
-        if not key.isascii() or not key.isprintable(): raise PlaybookError(f'the environment variable `{self.api_key_env}` holds something that cannot be a key (a line break, or letters beyond ASCII)')
-        return key
+# %% ../nbs/foundations/endpoint.ipynb #dcb80c78
+_UNREACHABLE = 'Nothing answers at {}: start the server or correct `model.base_url`'
 
-    def _session(self):
-        import aiohttp
-        key = self._key()
-        return aiohttp.ClientSession(headers=dict(Authorization=f'Bearer {key}') if key else {}, connector=aiohttp.TCPConnector(limit=self.concurrency),
-                                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout))
+@patch
+def _key(self:OpenAIModel)->str:
+    if not self.api_key_env: return ''
+    if not (key := os.environ.get(self.api_key_env, '').strip()): raise PlaybookError(f'the environment variable `{self.api_key_env}`, which `model.api_key_env` names, is not set')
+    if not key.isascii() or not key.isprintable(): raise PlaybookError(f'the environment variable `{self.api_key_env}` holds something that cannot be a key (a line break, or letters beyond ASCII)')
+    return key
 
-    async def _probe(self, session):
-        import aiohttp
-        try:
-            async with asyncio.timeout(self.connect_timeout+self.first_token_timeout), session.get(f'{self.base_url}/models', allow_redirects=False) as r: status = r.status
-        except aiohttp.ClientSSLError: raise PlaybookError(f'the certificate of {self.base_url} is not trusted here; correct `model.base_url` or install the certificate') from None
-        except (aiohttp.ClientError, OSError): raise PlaybookError(_UNREACHABLE.format(self.base_url)) from None # TimeoutError is an OSError
-        if status in (401,403):
-            raise PlaybookError(f'{self.base_url} refuses access ({status}): '+(f'the key in `{self.api_key_env}` is not valid there' if self.api_key_env else 'name the environment variable that holds its key in `model.api_key_env`'))
-        self._reached = True
+@patch
+def _session(self:OpenAIModel):
+    import aiohttp
+    key = self._key()
+    return aiohttp.ClientSession(headers=dict(Authorization=f'Bearer {key}') if key else {}, connector=aiohttp.TCPConnector(limit=self.concurrency),
+                                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout))
 
-    def probe(self)->None:
-        "Does anything answer at the address, and does it take the key? A `PlaybookError` says what not"
-        async def go():
-            async with self._session() as s: await self._probe(s)
-        wait(go())
+@patch
+async def _probe(self:OpenAIModel, session):
+    import aiohttp
+    try:
+        async with asyncio.timeout(self.connect_timeout+self.first_token_timeout), session.get(f'{self.base_url}/models', allow_redirects=False) as r: status = r.status
+    except aiohttp.ClientSSLError: raise PlaybookError(f'the certificate of {self.base_url} is not trusted here; correct `model.base_url` or install the certificate') from None
+    except (aiohttp.ClientError, OSError): raise PlaybookError(_UNREACHABLE.format(self.base_url)) from None # TimeoutError is an OSError
+    if status in (401,403):
+        raise PlaybookError(f'{self.base_url} refuses access ({status}): '+(f'the key in `{self.api_key_env}` is not valid there' if self.api_key_env else 'name the environment variable that holds its key in `model.api_key_env`'))
+    self._reached = True
 
-    def _body(self, messages):
-        seed = {} if self.seed is None else dict(seed=self.seed)
-        return dict(model=self.model, messages=messages, temperature=self.temperature, stream=True, **{self._limit_key: self.max_new_tokens}, **seed, **self._options)
+@patch
+def probe(self:OpenAIModel)->None:
+    "Does anything answer at the address, and does it take the key? A `PlaybookError` says what not"
+    async def go():
+        async with self._session() as s: await self._probe(s)
+    wait(go())
 
-    async def _refused(self, r)->str: # what the server says about a request that it does not take
-        text = (await r.content.read(10_000)).decode('utf8', 'replace')
-        try: text = _error_of(json.loads(text)) or text
-        except ValueError: text = '' if '<' in text[:100] else text
-        return f'HTTP {r.status}'+(f': {" ".join(text.split())}' if text.strip() else '')
+# %% ../nbs/foundations/endpoint.ipynb #ca7fd2fe
+@patch
+def _body(self:OpenAIModel, messages):
+    seed = {} if self.seed is None else dict(seed=self.seed)
+    return dict(model=self.model, messages=messages, temperature=self.temperature, stream=True, **{self._limit_key: self.max_new_tokens}, **seed, **self._options)
 
-    def _adapted(self, body, said:str)->bool: # some servers refuse a field that others need
-        if 'stream_options' in body and 'stream_options' in said: self._options = {}; return True
-        if 'max_tokens' in body and 'max_completion_tokens' in said: self._limit_key = 'max_completion_tokens'; return True
-        return False
+@patch
+async def _refused(self:OpenAIModel, r)->str: # what the server says about a request that it does not take
+    text = (await r.content.read(10_000)).decode('utf8', 'replace')
+    try: text = _error_of(json.loads(text)) or text
+    except ValueError: text = '' if '<' in text[:100] else text
+    return f'HTTP {r.status}'+(f': {" ".join(text.split())}' if text.strip() else '')
 
-    async def _once(self, session, messages, emit)->Answer: # one try
-        import aiohttp
-        start,res,closed,body = self.clock(),Answer(),False,self._body(messages)
-        def take(data, at, whole=False):
-            nonlocal closed
-            if data.strip()=='[DONE]': closed = True; return
-            text,reason,usage = read_event(data, whole)
-            if text and res.first_token_seconds is None:
-                res.first_token_seconds = at
-                limit.reschedule(None)
-            res.text,res.finish_reason = res.text+text,reason or res.finish_reason
-            res.tokens_in,res.tokens_out = usage.get('prompt_tokens', res.tokens_in),usage.get('completion_tokens', res.tokens_out)
-            if text: emit(Chunk(text, at, 1))
-        try:
-            async with asyncio.timeout(self.total_timeout), asyncio.timeout(self.first_token_timeout) as limit:
-                async with session.post(f'{self.base_url}/chat/completions', json=body, allow_redirects=False) as r:
-                    if retryable(r.status): raise _Again(await self._refused(r), retry_after(r.headers.get('Retry-After'), self.now()))
-                    if 300<=r.status<400: raise ValueError(f'HTTP {r.status}: the server sends elsewhere; write the final address as `model.base_url`')
-                    if r.status!=200:
-                        said = await self._refused(r)
-                        if r.status in (400,422) and self._adapted(body, said): raise _Again(said, -1.)
-                        raise ValueError(said)
-                    if r.content_type=='application/json': take(await r.text(errors='replace'), self.clock()-start, True); closed = True
-                    elif r.content_type!='text/event-stream': raise ValueError(f'the server answers with {r.content_type or "nothing known"} instead of a chat completion; is `model.base_url` right?')
-                    else:
-                        events = Events()
-                        async for data in r.content.iter_any():
-                            for e in events.feed(data): take(e, self.clock()-start)
-                            if closed: break
-                        if not closed:
-                            for e in events.feed(b'', end=True): take(e, self.clock()-start)
-        except TimeoutError as e:
-            if isinstance(e, aiohttp.ServerTimeoutError): raise _Again(f'no connection within {self.connect_timeout:g} s') from None
-            raise _TooSlow(f'no first token within {self.first_token_timeout:g} s' if res.first_token_seconds is None and self.first_token_timeout<=self.total_timeout else f'no whole answer within {self.total_timeout:g} s', res) from None
-        except (aiohttp.ClientError, OSError) as e:
-            raise _Again(f'the connection broke: {e or type(e).__name__}') from None
-        if not res.finish_reason and not (closed and res.text): raise _Again('the stream ended before the answer did' if res.text else 'the stream was empty')
-        res.seconds = self.clock()-start
+@patch
+def _adapted(self:OpenAIModel, body, said:str)->bool: # some servers refuse a field that others need
+    if 'stream_options' in body and 'stream_options' in said: self._options = {}; return True
+    if 'max_tokens' in body and 'max_completion_tokens' in said: self._limit_key = 'max_completion_tokens'; return True
+    return False
+
+# %% ../nbs/foundations/endpoint.ipynb #105d08e2
+@patch
+async def _once(self:OpenAIModel, session, messages, emit)->Answer: # one try
+    import aiohttp
+    start,res,closed,body = self.clock(),Answer(),False,self._body(messages)
+    def take(data, at, whole=False):
+        nonlocal closed
+        if data.strip()=='[DONE]': closed = True; return
+        text,reason,usage = read_event(data, whole)
+        if text and res.first_token_seconds is None:
+            res.first_token_seconds = at
+            limit.reschedule(None)
+        res.text,res.finish_reason = res.text+text,reason or res.finish_reason
+        res.tokens_in,res.tokens_out = usage.get('prompt_tokens', res.tokens_in),usage.get('completion_tokens', res.tokens_out)
+        if text: emit(Chunk(text, at, 1))
+    try:
+        async with asyncio.timeout(self.total_timeout), asyncio.timeout(self.first_token_timeout) as limit:
+            async with session.post(f'{self.base_url}/chat/completions', json=body, allow_redirects=False) as r:
+                if retryable(r.status): raise _Again(await self._refused(r), retry_after(r.headers.get('Retry-After'), self.now()))
+                if 300<=r.status<400: raise ValueError(f'HTTP {r.status}: the server sends elsewhere; write the final address as `model.base_url`')
+                if r.status!=200:
+                    said = await self._refused(r)
+                    if r.status in (400,422) and self._adapted(body, said): raise _Again(said, -1.)
+                    raise ValueError(said)
+                if r.content_type=='application/json': take(await r.text(errors='replace'), self.clock()-start, True); closed = True
+                elif r.content_type!='text/event-stream': raise ValueError(f'the server answers with {r.content_type or "nothing known"} instead of a chat completion; is `model.base_url` right?')
+                else:
+                    events = Events()
+                    async for data in r.content.iter_any():
+                        for e in events.feed(data): take(e, self.clock()-start)
+                        if closed: break
+                    if not closed:
+                        for e in events.feed(b'', end=True): take(e, self.clock()-start)
+    except TimeoutError as e:
+        if isinstance(e, aiohttp.ServerTimeoutError): raise _Again(f'no connection within {self.connect_timeout:g} s') from None
+        raise _TooSlow(f'no first token within {self.first_token_timeout:g} s' if res.first_token_seconds is None and self.first_token_timeout<=self.total_timeout else f'no whole answer within {self.total_timeout:g} s', res) from None
+    except (aiohttp.ClientError, OSError) as e:
+        raise _Again(f'the connection broke: {e or type(e).__name__}') from None
+    if not res.finish_reason and not (closed and res.text): raise _Again('the stream ended before the answer did' if res.text else 'the stream was empty')
+    res.seconds = self.clock()-start
+    return res
+
+# %% ../nbs/foundations/endpoint.ipynb #8b3f1324
+@patch
+async def _ask(self:OpenAIModel, session, prompt, emit=lambda c: None, again=lambda: True)->Answer: # with retries; never raises for one prompt
+    key,attempt = self._key(),0
+    hidden = [key, *contents(prompt)]
+    try:
+        messages = as_messages(prompt)
+        while True:
+            try: res = await self._once(session, messages, emit); break
+            except _Again as e:
+                if e.after<0: continue
+                if attempt>=self.retries or not again(): raise ValueError(f'{e} ({attempt+1} tries)' if attempt else str(e)) from None
+                await self.sleep(backoff(attempt, e.after, self.draw()))
+                attempt += 1
+    except _TooSlow as e: return failed(str(e), *hidden, text=e.so_far.text, first_token_seconds=e.so_far.first_token_seconds)
+    except ValueError as e: return failed(str(e), *hidden)
+    except Exception as e: return failed(e, *hidden)
+    if key: res.text = res.text.replace(key, '***')
+    return res
+
+# %% ../nbs/foundations/endpoint.ipynb #c49329f4
+@patch
+async def aanswer(self:OpenAIModel, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
+    room,done = asyncio.Semaphore(self.concurrency),0
+    async def one(p):
+        nonlocal done
+        async with room: res = await self._ask(session, p)
+        done += 1
+        if progress: progress(done, len(prompts))
         return res
+    async with self._session() as session:
+        if prompts and not self._reached: await self._probe(session)
+        return list(await asyncio.gather(*map(one, prompts)))
 
-    async def _ask(self, session, prompt, emit=lambda c: None, again=lambda: True)->Answer: # with retries; never raises for one prompt
-        key,attempt = self._key(),0
-        hidden = [key, *contents(prompt)]
-        try:
-            messages = as_messages(prompt)
-            while True:
-                try: res = await self._once(session, messages, emit); break
-                except _Again as e:
-                    if e.after<0: continue
-                    if attempt>=self.retries or not again(): raise ValueError(f'{e} ({attempt+1} tries)' if attempt else str(e)) from None
-                    await self.sleep(backoff(attempt, e.after, self.draw()))
-                    attempt += 1
-        except _TooSlow as e: return failed(str(e), *hidden, text=e.so_far.text, first_token_seconds=e.so_far.first_token_seconds)
-        except ValueError as e: return failed(str(e), *hidden)
-        except Exception as e: return failed(e, *hidden)
-        if key: res.text = res.text.replace(key, '***')
-        return res
+@patch
+def answer(self:OpenAIModel, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]: return wait(self.aanswer(prompts, progress))
 
-    async def aanswer(self, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
-        room,done = asyncio.Semaphore(self.concurrency),0
-        async def one(p):
-            nonlocal done
-            async with room: res = await self._ask(session, p)
-            done += 1
-            if progress: progress(done, len(prompts))
-            return res
+# %% ../nbs/foundations/endpoint.ipynb #a1b6793f
+@patch
+async def _tell(self:OpenAIModel, prompt, put:Callable[[Any],None]): # chunks, then the whole answer in a last one; an exception is put, too
+    try:
+        start,told = self.clock(),[]
         async with self._session() as session:
-            if prompts and not self._reached: await self._probe(session)
-            return list(await asyncio.gather(*map(one, prompts)))
+            if not self._reached: await self._probe(session); start = self.clock()
+            res = await self._ask(session, prompt, lambda c: (told.append(c.text), put(c)), lambda: not told)
+        if res.error: res.text = ''.join(told)
+        put(Chunk('', res.seconds or self.clock()-start, 0, res))
+    except Exception as e: put(e)
 
-    def answer(self, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]: return wait(self.aanswer(prompts, progress))
+@patch
+async def astream(self:OpenAIModel, prompt:Prompt)->AsyncIterator[Chunk]:
+    said = asyncio.Queue()
+    task = asyncio.ensure_future(self._tell(prompt, said.put_nowait))
+    try:
+        async for c in _until_answer(said.get): yield c
+    finally: task.cancel()
 
-    async def _tell(self, prompt, put:Callable[[Any],None]): # chunks, then the whole answer in a last one; an exception is put, too
-        try:
-            start,told = self.clock(),[]
-            async with self._session() as session:
-                if not self._reached: await self._probe(session); start = self.clock()
-                res = await self._ask(session, prompt, lambda c: (told.append(c.text), put(c)), lambda: not told)
-            if res.error: res.text = ''.join(told)
-            put(Chunk('', res.seconds or self.clock()-start, 0, res))
-        except Exception as e: put(e)
-
-    async def astream(self, prompt:Prompt)->AsyncIterator[Chunk]:
-        said = asyncio.Queue()
-        task = asyncio.ensure_future(self._tell(prompt, said.put_nowait))
-        try:
-            async for c in _until_answer(said.get): yield c
-        finally: task.cancel()
-
-    def stream(self, prompt:Prompt)->Iterator[Chunk]:
-        said = queue.SimpleQueue()
-        task = background(self._tell(prompt, said.put))
-        try:
-            while True:
-                if isinstance(c := said.get(), Exception): raise c
-                yield c
-                if c.answer is not None: return
-        finally: task.cancel()
+@patch
+def stream(self:OpenAIModel, prompt:Prompt)->Iterator[Chunk]:
+    said = queue.SimpleQueue()
+    task = background(self._tell(prompt, said.put))
+    try:
+        while True:
+            if isinstance(c := said.get(), Exception): raise c
+            yield c
+            if c.answer is not None: return
+    finally: task.cancel()
 
 async def _until_answer(get):
     while True:

@@ -217,7 +217,7 @@ def scope_of(
     return dict(dimensions=dims, covered=[d for d in dims if d in tested and d not in exempt], exempt=[d for d in dims if d in exempt],
         missing=[d for d in dims if d not in exempt and d not in tested], waived=waived, partial=chosen is not None)
 
-# %% ../nbs/foundations/evidence.ipynb #7d926215
+# %% ../nbs/foundations/evidence.ipynb #4e780c0e
 def gate_step(
     g:Gate
 )->dict: # code, step
@@ -232,6 +232,7 @@ def gate_step(
     else: step = f'More rows will not decide, because what is open was not sampled: {g.note or g.advice}'
     return dict(code=g.code, step=step)
 
+# %% ../nbs/foundations/evidence.ipynb #7d926215
 def decide(
     gates:list[Gate],
     chapters:Iterable[dict]=(), # each with `name`, `status`

@@ -16,7 +16,9 @@ import threading
 
 __all__ = ['PRELOAD', 'CHAPTERS', 'ForkedProvisioner', 'Nursery', 'why_cold', 'threads_env', 'chapters_env', 'begin', 'call']  # noqa: F822
 
-PRELOAD = ('pandas', 'matplotlib.pyplot', 'torch', 'transformers', 'IPython', 'ipywidgets', 'ipykernel.kernelapp', 'ipykernel.ipkernel')  # GENAI_PLAYBOOK_PRELOAD, separated by spaces, replaces them
+AT_START = ('IPython.core.completerlib', 'IPython.core.debugger', 'IPython.core.pylabtools', 'IPython.extensions.storemagic', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'ipykernel.debugger')  # what a kernel imports as it starts
+AT_FIRST_FIGURE = ('matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'matplotlib_inline.config', 'PIL.BmpImagePlugin', 'PIL.GifImagePlugin', 'PIL.JpegImagePlugin', 'PIL.PngImagePlugin', 'PIL.PpmImagePlugin')  # not the inline backend itself: it looks for its kernel as it is imported
+PRELOAD = ('pandas', 'pyarrow.pandas_compat', 'torch', 'transformers', 'ipywidgets', *AT_START, *AT_FIRST_FIGURE)  # GENAI_PLAYBOOK_PRELOAD, separated by spaces, replaces them
 CHAPTERS = (*PRELOAD, 'scipy.stats', 'pydantic', 'sklearn.linear_model', 'transformers.models.auto.modeling_auto', 'transformers.models.auto.tokenization_auto', 'transformers.generation.utils')
 POOLS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS', 'RAYON_NUM_THREADS')
 AT_IMPORT = ('HF_', 'TRANSFORMERS_', 'TORCH', 'PYTHON', 'CUDA', 'LD_', 'MPL', 'XDG_', 'HOME', 'PATH', 'VIRTUAL_ENV', 'LANG', 'LC_', 'TZ', 'GENAI_PLAYBOOK_PRELOAD')  # what libraries read as they are imported
@@ -164,6 +166,7 @@ def nurse(control: socket.socket, parent: int):
     "Import, then fork whenever `control` asks, until it closes or the parent is gone"
     import gc
     os.environ.setdefault('MPLBACKEND', BACKEND)  # pyplot reads it as it is imported: figures would vanish
+    os.environ.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')  # the debugger would warn of frozen modules as it is imported
     os.environ['JPY_PARENT_PID'] = str(os.getpid())  # and ipykernel this: whose end is its own
     os.environ.update(threads_env(1))  # libraries that start a pool at once find it has one thread; each child sets its own number
     try:

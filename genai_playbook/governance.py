@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GATES', 'Risk', 'Contact', 'Training', 'Section', 'timeline', 'plot_timeline', 'ledger_state', 'matrix_table',
-           'plot_matrix', 'sign_off', 'explore']
+           'plot_matrix', 'explore']
 
 # %% ../nbs/10_governance.ipynb #eb00fd51
 from collections.abc import Iterable
@@ -140,23 +140,6 @@ def plot_matrix(
     ax.legend(frameon=False, fontsize=8, ncols=4, loc='upper center', bbox_to_anchor=(.5, -.18))
     ax.spines[['top','right']].set_visible(False)
     return fig
-
-# %% ../nbs/10_governance.ipynb #fa5bfe3d
-def sign_off(
-    folder:Path # a finished run
-): # ipywidgets widget
-    "A form that writes a decision into the ledger"
-    import ipywidgets as w
-    from genai_playbook.errors import PlaybookError
-    from genai_playbook.signing import sign
-    by,why = w.Text(description='by', placeholder='name and role'),w.Textarea(description='because', placeholder='why, in one sentence')
-    said,buttons = w.HTML(),[w.Button(description=d, button_style=s) for d,s in (('GO','success'), ('NO-GO','danger'))]
-    def press(b):
-        try: entry,state,_ = sign(folder, b.description=='GO', by.value, why.value)
-        except PlaybookError as e: said.value = str(e)
-        else: said.value = f'Entry {entry.seq} of the ledger. The decision on this run: {state}.'
-    for b in buttons: b.on_click(press)
-    return w.VBox([by, why, w.HBox(buttons), said])
 
 # %% ../nbs/10_governance.ipynb #72514431
 def explore(

@@ -98,7 +98,7 @@ def record_cases(
     says = f'recorded {len(rows):,} cases for genai-playbook compare'
     _show('record', f'<p><small>{says.capitalize()}</small></p>', says, name='cases', data=case_record(card, rows, answers, inputs))
 
-# %% ../nbs/components/head_to_head.ipynb #f5b2ba68
+# %% ../nbs/components/head_to_head.ipynb #b01ba62d
 @dataclass(frozen=True)
 class Side:
     "One system, and what became of each case"
@@ -110,6 +110,7 @@ class Side:
     private: bool = False
     texts: 'pd.DataFrame|None' = None  # prompt and reference by id; None where they may not be shown or are gone
 
+# %% ../nbs/components/head_to_head.ipynb #2fe931f5
 _SYSTEM = ('model', 'prompt', 'guards', 'fallbacks')
 
 def _texts(card, digest):
@@ -136,6 +137,7 @@ def side_of_run(
         except PlaybookError: pass  # the card has moved: ids and answers are still worth reading
     return Side(f'{run.poc} {run.folder.resolve().name}', unpacked(found['csv']), found['definition'], {k: run.digests.get(k) for k in _SYSTEM}, digest, found['private'], texts)
 
+# %% ../nbs/components/head_to_head.ipynb #f5b2ba68
 def sides_of_cards(
     a: str|Path,           # the old POC: its cases are asked, its definition of success decides
     b: str|Path,           # the new POC
@@ -293,7 +295,7 @@ def wins_and_losses(
     ids = dict(wins=list(x.index[(u == 0) & (v == 1)]), losses=list(x.index[(u == 1) & (v == 0)]))
     return ids | dict(shown={k: [show(i) for i in some[:SHOWN]] for k, some in ids.items()}, both=int(((u == 1) & (v == 1)).sum()), neither=int(((u == 0) & (v == 0)).sum()), unscored=int((u + v).isna().sum()))
 
-# %% ../nbs/components/head_to_head.ipynb #9b0e6400
+# %% ../nbs/components/head_to_head.ipynb #c0702abb
 EXIT = {BETTER: 0, NOT_WORSE: 0, WORSE: 1, CANNOT_TELL: 3}
 
 def points(
@@ -310,6 +312,7 @@ def place(
     "What is compared, in words"
     return f'{r["column"]} = {r["slice"]}' if r['column'] else 'cases solved' if r['metric'] == 'solved' else r['metric']
 
+# %% ../nbs/components/head_to_head.ipynb #9b0e6400
 def _headline(a, b, r, margin):
     n = f'on the same {r["n"]:,} cases' + (f' in {r["clusters"]:,} clusters' if r['clusters'] else '')
     said = f'cases solved differ by {points(r["value"])} (between {points(r["low"])} and {points(r["high"])}) {n}'
@@ -383,7 +386,7 @@ def _p_text(p):
     p = float(p)
     return '' if math.isnan(p) else f'< {SMALLEST_P:g}' if p <= SMALLEST_P else f'{p:.2g}'
 
-# %% ../nbs/components/head_to_head.ipynb #2c8f3c7d
+# %% ../nbs/components/head_to_head.ipynb #c164d22a
 def compare(
     a: str|Path, # the old: a run folder, or a POC
     b: str|Path, # the new: the same kind of thing
@@ -403,6 +406,7 @@ def compare(
     if out is not None: write_comparison(result, out)
     return result
 
+# %% ../nbs/components/head_to_head.ipynb #2c8f3c7d
 def _is_run(path):
     p = Path(path)
     if (p/'state.json').is_file(): return True

@@ -216,7 +216,7 @@ def _mlflow(df:'pd.DataFrame', name:str)->'pd.DataFrame':
         if (m[2] or m[3]) and not c.startswith('expected') and (s := pd.Series([number(packed('', v)) for v in df[c].tolist()], index=res.index, dtype=float)).notna().any(): res['score.'+m[1]] = s
     return res[[*(c for c in CORE if c in res), *(c for c in res if c not in CORE)]]
 
-# %% ../nbs/foundations/importing.ipynb #142b8f77
+# %% ../nbs/foundations/importing.ipynb #c240dff5
 ENGINES = 'inspect','lm-eval','promptfoo','mlflow'
 
 def _json(path:Path):
@@ -276,6 +276,7 @@ def format_of(
     "Which engine wrote a log"
     return _of(path, None)[0]
 
+# %% ../nbs/foundations/importing.ipynb #142b8f77
 def read_results(
     path:str|Path, # a log of Inspect (.json, .eval), lm-eval (.jsonl), promptfoo (.json, .jsonl) or MLflow (.json, .csv, .parquet), or a table
     format:str|None=None # one of ENGINES, or 'table'; None: the file says it itself

@@ -14,13 +14,14 @@ import numpy as np
 from .errors import PlaybookError
 from .stats import Estimate
 
-# %% ../nbs/components/knee.ipynb #44e5c83a
+# %% ../nbs/components/knee.ipynb #3436bc96
 @dataclass(frozen=True)
 class Promise:
     "What a rate must keep"
     good:float = .95 # share of requests within the service levels
     answered:float = .99 # share of requests that get an answer at all
 
+# %% ../nbs/components/knee.ipynb #fed746e5
 @dataclass(frozen=True)
 class Step:
     "One rate, tried"
@@ -45,6 +46,7 @@ class Step:
         "Is the promise kept as far as the points say?"
         return self.good.value>=promise.good and self.answered.value>=promise.answered
 
+# %% ../nbs/components/knee.ipynb #3ab15b09
 def share_of(
     ok, # 0 or 1 for each request, in order of arrival
     latency=None # seconds of each, nan where there is none; shows how far neighbours share their fate. None: only `ok` tells
@@ -61,6 +63,7 @@ def share_of(
     low,high = clopper_pearson(k/tau, n/tau, .9)
     return Estimate(float(k/n), float(low), float(high), n, 'Clopper-Pearson' if tau==1 else 'Clopper-Pearson, correlation-adjusted', clusters=None if tau==1 else max(1, int(n/tau)))
 
+# %% ../nbs/components/knee.ipynb #80fab1c2
 def pooled(
     parts:Sequence[Estimate] # of `share_of`
 )->Estimate:
@@ -73,6 +76,7 @@ def pooled(
     low,high = clopper_pearson(k, n, .9)
     return Estimate(k/n, float(low), float(high), (total := sum(e.n for e in parts)), 'Clopper-Pearson, runs pooled' if n==total else 'Clopper-Pearson, correlation-adjusted, runs pooled', clusters=None if n==total else n)
 
+# %% ../nbs/components/knee.ipynb #44e5c83a
 def step_of(
     recording, # of `loadgen.run_load`
     rate:float, # requests a second that were meant
@@ -202,7 +206,7 @@ def recovery(
     last = d['scheduled'].to_numpy()[bad].max()
     return float(last-after) if last<d['scheduled'].max() else math.inf
 
-# %% ../nbs/components/knee.ipynb #ed7dcbb1
+# %% ../nbs/components/knee.ipynb #51a14caf
 class Watch:
     "Samples CPU and memory of a process while it is open; a context manager"
     def __init__(self,
@@ -232,6 +236,7 @@ class Watch:
         import pandas as pd
         return pd.DataFrame(self.rows, columns=['seconds', 'cores', 'memory'])
 
+# %% ../nbs/components/knee.ipynb #ed7dcbb1
 def timeline(
     requests, # DataFrame of `Recording.requests()`
     seconds:float, # of the run

@@ -150,13 +150,14 @@ class Entries:
 class Ledger(Entries):
     "An append-only log in one file"
     def extend(self,
-        drafts:Iterable[dict] # each with kind, poc, who, why, digests, and facts
+        drafts:Iterable[dict]|Callable[[list[Entry]],Iterable[dict]] # each with kind, poc, who, why, digests, and facts; or what makes them of all entries while nobody else can write, or raises
     )->list[Entry]: # as they were written, all of them or none
         "Write several entries at once"
-        drafts = [_checked(**d) for d in drafts]
+        if not callable(drafts): drafts = [_checked(**d) for d in drafts]
         with _locked(self.path) as db:
             n,last = db.execute('SELECT seq+1, entry FROM entries ORDER BY seq DESC LIMIT 1').fetchone() or (0, None)
             at = _time(self.clock, last and json.loads(last)['at'])
+            if callable(drafts): drafts = [_checked(**d) for d in drafts([_entry(e, self.path) for e, in db.execute('SELECT entry FROM entries ORDER BY seq')])]
             made = [Entry(n+i, at, **d) for i,d in enumerate(drafts)]
             raw = [e.to_bytes() for e in made]
             db.executemany('INSERT INTO entries VALUES (?, ?, ?)', ((e.seq, leaf_hash(b), b.decode()) for e,b in zip(made, raw)))

@@ -144,7 +144,7 @@ def planned(
     fewest = n_zero_failures(strict) if range_of(spec)==(0.,1.) and 0<strict<1 else None
     return Planned(math.ceil(n*design_effect(rows['cluster'].value_counts().to_numpy(), rho)), fewest)
 
-# %% ../nbs/foundations/linter.ipynb #652d656b
+# %% ../nbs/foundations/linter.ipynb #5ded0603
 ROLES_SEEN = 'context','intent','outcome','score','timestamp','today','seconds'
 
 def lint_columns(
@@ -165,6 +165,7 @@ def lint_columns(
         if c in ('prompt','reference') and there>2 and rows[c].nunique()==1: say('warning', f'`{c}` is the same in every row: one constant answer would pass')
     return res
 
+# %% ../nbs/foundations/linter.ipynb #652d656b
 def _few(names:Iterable, most:int=4)->str:
     names = [f'`{x}`' for x in names]
     return ', '.join(names[:most]) + (f' and {len(names)-most} more' if len(names)>most else '')

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from genai_playbook.card import Card
 
-# %% ../nbs/components/load_metrics.ipynb #e7941156
+# %% ../nbs/components/load_metrics.ipynb #f66050d8
 EXCEEDANCES = 6 # independent requests above a quantile (and below), fewer of which do not bound it
+
 CLUMPS = 40 # independent requests, fewer of which do not show their correlation
 
 def _autocovariance(y):
@@ -47,6 +48,7 @@ def correlation_time(
     batches = y[:len(y)//b*b].reshape(-1, b).mean(1)
     return float(max(1., geyer, batches.var(ddof=1)*b/y.var() if len(batches)>7 else 1.))
 
+# %% ../nbs/components/load_metrics.ipynb #e7941156
 def _bounds(x, q, level, worth): # order statistics, as if `worth` were independent
     from scipy.special import betaincinv
     n = len(x)
@@ -163,7 +165,7 @@ def definitions()->'pd.DataFrame':
     import pandas as pd
     return pd.DataFrame([vars(d) for d in DEFINITIONS]).set_index('key')
 
-# %% ../nbs/components/load_metrics.ipynb #0b50751a
+# %% ../nbs/components/load_metrics.ipynb #178032cc
 @dataclass(frozen=True)
 class SLO:
     "What a good answer keeps to"
@@ -176,6 +178,7 @@ def slo_of(card:'Card')->SLO:
     s = card.spec.service_levels
     return SLO(s.ttft_ms, s.latency_p95_ms)
 
+# %% ../nbs/components/load_metrics.ipynb #eb839eb8
 SLICES = 32
 
 def answers(
@@ -198,6 +201,7 @@ def streamed(rec:Recording)->np.ndarray:
     "Tokens that are in the events of each request: hidden reasoning is in none"
     return np.bincount(rec.owner, rec.events['n'], len(rec))
 
+# %% ../nbs/components/load_metrics.ipynb #5db38c80
 def first_bundle(rec:Recording)->np.ndarray:
     "Tokens in the first arrival of each request"
     first,_ = rec.ends_of((rec.events['kind']&TOKEN)>0)
@@ -217,6 +221,7 @@ def gaps(
     good = later&((rec.named('error')=='')&(rec.rows['scheduled']>=rec.meta.get('warmup', 0.)))[own]
     return own[good],(np.diff(t, prepend=0.)/n)[good],n[good]
 
+# %% ../nbs/components/load_metrics.ipynb #c3009bd5
 def _window(rec, d)->tuple[float,float]: # seconds that count
     lo = rec.meta.get('warmup', 0.)
     last = rec.meta.get('arrivals', {}).get('seconds')
@@ -245,6 +250,7 @@ def good(
         if limit is not None: ok &= (d[column]*1e3<=limit).to_numpy() | (column=='tpot')&d[column].isna().to_numpy()
     return ok
 
+# %% ../nbs/components/load_metrics.ipynb #0b50751a
 QUANTILES = {'p50': .5, 'p95': .95, 'p99': .99}
 
 def _latencies(rec, d, level)->dict[str,Estimate]:
@@ -307,7 +313,7 @@ def as_others(
     cell = lambda x,q: float(np.nanquantile(np.asarray(x, float), q)*1e3) if np.isfinite(np.asarray(x, float)).any() else math.nan
     return pd.DataFrame({who: {f'{k} {p}': cell(x, q) for k,x in by.items() for p,q in (('p50', .5), ('p99', .99))} for who,by in (dict(ours=ours)|_rules(rec)).items()})
 
-# %% ../nbs/components/load_metrics.ipynb #ee0130b8
+# %% ../nbs/components/load_metrics.ipynb #0548cb13
 ADDED,OFFERED,BUSY = .05, .995, .9
 
 @dataclass(frozen=True)
@@ -329,6 +335,7 @@ def client_share(d:'pd.DataFrame', clients:Sequence[dict], open_loop:bool=True)-
     p99 = lambda x: float(np.quantile(x, .99, method='inverted_cdf'))
     return p99(seen.dropna())/max(p99(clean), 1e-9)-1,p99(lag.dropna())
 
+# %% ../nbs/components/load_metrics.ipynb #216c761f
 def offered_share(d:'pd.DataFrame', until:float)->float:
     "Rate at which requests left until the client was latest, over the rate at which they were due"
     due = d[d['scheduled']<=until]
@@ -338,6 +345,7 @@ def offered_share(d:'pd.DataFrame', until:float)->float:
     behind = max((float(np.nanmedian(part)) for part in np.array_split(lag, 10) if np.isfinite(part).any()), default=0.) # of the tenth that was latest
     return float(sent.mean()*span/(span+behind)) if span>0 else math.nan
 
+# %% ../nbs/components/load_metrics.ipynb #ee0130b8
 def validity(
     rec:Recording
 )->Validity:

@@ -24,7 +24,7 @@ from .sse import CHOICES, CONTENT, TOKEN
 
 if TYPE_CHECKING: from genai_playbook.card import Card
 
-# %% ../nbs/components/loadgen.ipynb #a9684639
+# %% ../nbs/components/loadgen.ipynb #989ebdc4
 _LOOPBACK = 'localhost', 'ip6-localhost'
 
 def is_loopback(host:str)->bool:
@@ -33,6 +33,7 @@ def is_loopback(host:str)->bool:
     try: return ipaddress.ip_address(host.strip('[]')).is_loopback
     except ValueError: return False
 
+# %% ../nbs/components/loadgen.ipynb #0c7520b9
 @dataclass(frozen=True)
 class Target:
     "Something that answers prompts under load"
@@ -59,6 +60,7 @@ class Target:
         "May each request cost money?"
         return self.kind=='endpoint' and not is_loopback(self.host) and (self.price_in is not None or self.price_out is not None or self.key_env is not None)
 
+# %% ../nbs/components/loadgen.ipynb #c37f5e66
 def _host(url): return urllib.parse.urlsplit(url).hostname
 
 def endpoint(
@@ -73,6 +75,7 @@ def endpoint(
     _check_host(res)
     return res
 
+# %% ../nbs/components/loadgen.ipynb #a9684639
 def _check_host(target:Target):
     url = urllib.parse.urlsplit(target.base_url)
     if url.scheme not in ('http','https') or not url.hostname or url.username or url.query: raise PlaybookError('a load target is an address such as `http://localhost:8000/v1`, without a user name or a `?` in it')
@@ -145,7 +148,7 @@ def _check_budget(target, sizes, requests, budget, yes):
     what = f'could cost up to {most:,.2f}' if math.isfinite(most) else 'could cost nobody knows what (give `requests`, and `model.price_in` and `model.price_out` in the card)'
     raise PlaybookError(f'this load on `{target.host}` {what}, which is beyond its budget of {budget:,.2f}; raise the budget, or say yes (`--yes`)')
 
-# %% ../nbs/components/loadgen.ipynb #c6526095
+# %% ../nbs/components/loadgen.ipynb #8d3dad5d
 def _payload(target:Target, prompt:Prompt)->bytes:
     messages = ([dict(role='system', content=target.system)] if target.system else [])+as_messages(prompt)
     body = json.dumps(dict(model=target.model, messages=messages, max_tokens=target.max_tokens, temperature=target.temperature, stream=True, stream_options=dict(include_usage=True)) | dict(target.extra)).encode()
@@ -186,6 +189,7 @@ def wait_for(threads:Sequence[_Background], seconds:float=math.inf)->None:
     for t in threads:
         while not t.over.wait(.2) and time.monotonic()<until: pass
 
+# %% ../nbs/components/loadgen.ipynb #c6526095
 def _in_processes(jobs:list[Job])->list[tuple[Recording,dict]]:
     env = os.environ|dict(PYTHONPATH=os.pathsep.join(filter(None, [str(Path(genai_playbook.__file__).parents[1]), os.environ.get('PYTHONPATH')])))
     start = [sys.executable, '-c', 'from genai_playbook.load_client import worker; worker()']

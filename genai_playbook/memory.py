@@ -21,8 +21,9 @@ def peak_memory()->int: # bytes
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
 
-# %% ../nbs/components/memory.ipynb #ce46fbe6
+# %% ../nbs/components/memory.ipynb #f9c1cc59
 PAGE = 16*2**10 # bytes: the step in which allocators hand out small memory, never smaller than the system's own page
+
 MIN_BLOCKS = 20
 
 def _blocks(y:np.ndarray, blocks:int=40)->tuple[np.ndarray,int]: # means of consecutive readings, and how many make one
@@ -55,6 +56,7 @@ def burn_in(
     "Calls while caches fill"
     return min(calls, max(100, calls//5))
 
+# %% ../nbs/components/memory.ipynb #ce46fbe6
 def growth(
     trace:Sequence[float], # resident bytes after each call
     level:float=.95, # confidence of each bound by itself

@@ -154,7 +154,7 @@ def scorer(
     if s.tries: return replace(s, reads=('predictions', *scorer(spec.options.get('of', 'normalised_match'), folder).reads[1:]))
     return replace(s, reads=tuple(c for c in s.reads if c not in [col for k,col in s.instead.items() if spec.options.get(k) is not None]))
 
-# %% ../nbs/foundations/metrics.ipynb #a7715b9e
+# %% ../nbs/foundations/metrics.ipynb #ccc222a8
 def specs_in(
     x:Any # a section of a card, or a part of one
 )->list[MetricSpec]:
@@ -174,6 +174,7 @@ def metric_sources(
     if '/' in spec.name and (here := Path(folder or '.')/spec.name).exists(): res += [p.read_text('utf8', 'replace') for p in ([here] if here.is_file() else sorted(here.rglob('*.py')))]
     return res + ([read_schema(spec.options['schema'], folder)] if spec.name=='json_valid' and spec.options.get('schema') else [])
 
+# %% ../nbs/foundations/metrics.ipynb #a7715b9e
 def metric(
     name:'str|Mapping|MetricSpec', # as a card names it
     *,

@@ -56,7 +56,7 @@ def content_of(
     messages = [dict(role='user', content=prompt)] if isinstance(prompt, str) else prompt
     return {'gen_ai.input.messages': [part(m['role'], m['content']) for m in messages], 'gen_ai.output.messages': [part('assistant', answer.text) | dict(finish_reason=answer.finish_reason or '')]}
 
-# %% ../nbs/components/monitor.ipynb #34bc4f29
+# %% ../nbs/components/monitor.ipynb #d00a9f36
 def append_line(
     path:Path,
     line:str # without a line feed
@@ -72,6 +72,7 @@ def append_line(
             if f.read(1)!=b'\n': data = b'\n'+data
         while data: data = data[f.write(data):]
 
+# %% ../nbs/components/monitor.ipynb #34bc4f29
 def _plain(x): # numpy's numbers, and what is only text
     return x.item() if hasattr(x, 'item') else str(x)
 
@@ -109,12 +110,13 @@ class RequestLog:
         rec = {'event.name': FEEDBACK, 'timestamp': round(self.clock(), 6), 'gen_ai.response.id': request_id, 'gen_ai.evaluation.name': name, 'gen_ai.evaluation.score.value': value, 'gen_ai.evaluation.score.label': label}
         self.write({k: v for k,v in rec.items() if v is not None})
 
-# %% ../nbs/components/monitor.ipynb #76248c7d
+# %% ../nbs/components/monitor.ipynb #04777dea
 @dataclass
 class Logged(Answer):
     "An answer that knows its line in the log"
     request_id:str = ''
 
+# %% ../nbs/components/monitor.ipynb #74441df0
 class Monitored(Model):
     "A model whose every answer is logged"
     def __init__(self,
@@ -165,6 +167,7 @@ class Monitored(Model):
         finally:
             if last is None: self._log(prompt, Answer(error=why), True)
 
+# %% ../nbs/components/monitor.ipynb #76248c7d
 def _content(prompt, answer):
     try: return content_of(as_messages(prompt), answer)
     except ValueError: return {}
@@ -178,7 +181,7 @@ def monitored(
     "The system with a log behind it"
     return Monitored(system, log, signals, extra)
 
-# %% ../nbs/components/monitor.ipynb #878c5268
+# %% ../nbs/components/monitor.ipynb #eaf5716b
 NEEDED = 'timestamp','gen_ai.response.id','gen_ai.request.model',OWN+'duration','gen_ai.usage.input_tokens','gen_ai.usage.output_tokens' # without one of these a request cannot be counted, priced or timed
 
 @dataclass
@@ -206,6 +209,7 @@ class LogData:
 
     def _broken(self): return sum(self.counts[k] for k in ('unreadable lines', 'half-written last lines', 'records without id or time'))
 
+# %% ../nbs/components/monitor.ipynb #5909234e
 def _records(path, counts): # JSON objects of a file; what is none is counted
     lines = Path(path).read_bytes().split(b'\n')
     tail = lines.pop()
@@ -247,6 +251,7 @@ def read_log(
     lines += counts['unreadable lines']+counts['half-written last lines']
     return LogData(pd.DataFrame(found), _feedback_table(feedback), counts, lines)
 
+# %% ../nbs/components/monitor.ipynb #878c5268
 def _feedback_table(records):
     import pandas as pd
     short = {'gen_ai.response.id': 'gen_ai.response.id', 'name': 'gen_ai.evaluation.name', 'value': 'gen_ai.evaluation.score.value', 'label': 'gen_ai.evaluation.score.label', 'timestamp': 'timestamp'}
@@ -270,9 +275,11 @@ def with_feedback(
     said = data.feedback[data.feedback['name']==name].sort_values('timestamp', kind='stable').drop_duplicates('gen_ai.response.id', keep='last').set_index('gen_ai.response.id')['value']
     return pd.to_numeric(data.requests['gen_ai.response.id'].map(said), errors='coerce')
 
-# %% ../nbs/components/monitor.ipynb #a52ac627
+# %% ../nbs/components/monitor.ipynb #89b312e8
 SECONDS = .01,.02,.04,.08,.16,.32,.64,1.28,2.56,5.12,10.24,20.48,40.96,81.92 # bucket edges that the convention names
+
 TOKENS = 1,4,16,64,256,1024,4096,16384,65536,262144,1048576
+
 ERRORS = 'timeout','TimeoutError','CancelledError','BadPrompt','BudgetSpent','429','500','502','503','504','_OTHER'
 
 def bounded(
@@ -282,6 +289,7 @@ def bounded(
     "A label value that cannot grow"
     return str(value) if str(value) in allowed else 'other'
 
+# %% ../nbs/components/monitor.ipynb #a52ac627
 class Metrics:
     "Prometheus metrics of a log; hand it to `RequestLog(also=[…])`"
     def __init__(self,

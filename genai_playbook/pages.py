@@ -37,6 +37,7 @@ def _may_stay(tag, key, value) -> bool:
     return not (key=='id' and value.startswith(('cell-','main','findings','parameters')))  # the page's own anchors
 
 # %% ../nbs/foundations/pages.ipynb #b8f25f7b
+_SCROLL = {'class': 'scroll', 'role': 'group', 'aria-label': 'Table', 'tabindex': '0'} # who has no mouse scrolls it with the arrow keys
 _NUMBER = re.compile(r'[-−+]?[\d.,]+ ?%?|nan|NaN|inf|None|True|False|–|<NA>|NaT|')
 
 def _text_left(table): # a column that holds a word anywhere is text: left, with its heading
@@ -46,6 +47,10 @@ def _text_left(table): # a column that holds a word anywhere is text: left, with
     for i,column in enumerate(zip(*rows)):
         if all(_NUMBER.fullmatch(td.get_text().strip()) for td in column): continue
         for cell in [*column, *(hs[i-len(rows[0])] for hs in heads if len(hs) >= len(rows[0]))]: cell['class'] = [*cell.get('class', ()), 'text']
+
+def _corners_empty(soup): # a heading without words heads nothing: a screen reader would announce it
+    for th in soup.find_all('th'):
+        if not th.get_text(strip=True) and not th.find(['img','svg']): th.name = 'td'
 
 def clean(
     html:str, # of an output or of markdown
@@ -65,8 +70,9 @@ def clean(
         elif t.name=='img': t['alt'] = t.get('alt') or alt
         elif t.name=='a' and t.get('href', '').startswith('http'): t['rel'] = 'noopener noreferrer'
         elif t.name=='table' and not t.find_parent('table') and 'scroll' not in t.parent.get('class', ()):
-            t.wrap(soup.new_tag('div', attrs={'class': 'scroll'}))
+            t.wrap(soup.new_tag('div', attrs=dict(_SCROLL)))
     for t in soup.find_all('table', class_='dataframe'): _text_left(t)
+    _corners_empty(soup)
     return str(soup)
 
 # %% ../nbs/foundations/pages.ipynb #025bda8a
@@ -112,7 +118,9 @@ def output_html(
     if 'text/html' in data: return clean(_text(data['text/html']), alt)
     if 'text/markdown' in data: return markdown_html(_text(data['text/markdown']), alt)
     if 'text/latex' in data: return tex_mathml(_text(data['text/latex']).strip().strip('$'), True)
-    return f'<pre>{_ansi(_text(data["text/plain"]))}</pre>' if 'text/plain' in data else ''
+    plain = _text(data.get('text/plain'))
+    if re.match(r'[A-Z]\w*\(children=', plain): return '<p class="muted">Widgets stand here: open the notebook in JupyterLab to use them.</p>'
+    return f'<pre>{_ansi(plain)}</pre>' if plain else ''
 
 # %% ../nbs/foundations/pages.ipynb #4149f45e
 @cache
@@ -242,6 +250,8 @@ def _templates():
     env.globals.update(version=genai_playbook.__version__, symbols=SYMBOLS)
     return env
 
+def _reachable(html) -> str: return html.replace('<pre>', '<pre tabindex="0">') # what scrolls must be reached without a mouse
+
 def _title(views, title) -> tuple[str, str]:
     "Takes title and subtitle out of the first cell, because the page's header shows them"
     m = views and re.match(r'\s*<h1[^>]*>(.*?)</h1>\s*(?:<blockquote>\s*<p>(.*?)</p>\s*</blockquote>)?', views[0]['html'], re.S)
@@ -265,7 +275,7 @@ def chapter_html(
     broken,skipped = next((v for v in views if v['error']), None),sum(v.get('skipped', False) for v in views)
     if not error and broken: error = f'{broken["error"].get("ename")}: {broken["error"].get("evalue")}'.split('\n')[0]
     if not error and skipped: error = f'{skipped} cells did not run.'
-    for v in views: v.update(html=Markup(v['html']), source=Markup(v['source']), outputs=[Markup(o) for o in v['outputs']])
+    for v in views: v.update(html=Markup(_reachable(v['html'])), source=Markup(_reachable(v['source'])), outputs=[Markup(_reachable(o)) for o in v['outputs']])
     groups = [dict(lesson=lesson, cells=list(vs)) for lesson,vs in groupby(views, key=lambda v: v['lesson'])]
     for g in groups: g.update(open=any(v['error'] for v in g['cells']), about='; '.join(h[2] for v in g['cells'] for h in v['heads']))
     page = _templates().get_template('chapter.html.j2').render(title=title, question=question, back=back, error=error, broken_cell=broken and broken['id'],

@@ -49,7 +49,7 @@ def columns_of(
     res['vectors'] = table[[c for c in table if re.fullmatch(r'v\d+', c)]].to_numpy()
     return res | {f'refused in {g}': rows['refused'] for g,rows in table.groupby('group')}
 
-# %% ../nbs/components/planted.ipynb #67cda83a
+# %% ../nbs/components/planted.ipynb #ecf5e2b3
 @dataclass(frozen=True)
 class Fault:
     "Something that goes wrong"
@@ -60,10 +60,14 @@ class Fault:
     where:Callable|None = None # rows -> which of them it can hit; None: any
     shares:tuple[float,...] = (.25,.25,.25,.25) # of the requests that it can hit, window by window
 
+# %% ../nbs/components/planted.ipynb #67cda83a
 STRANGE = ['Wo ist mein Paket? Ich warte seit drei Tagen darauf.', 'Ich möchte mein Geld zurück, bitte.', '¿Dónde está mi pedido? Todavía no ha llegado.', 'Quisiera cambiar la dirección de entrega.',
            'Où est mon colis ? Il devait arriver hier.', 'Je voudrais être remboursé, merci.', 'Dov’è il mio pacco? Aspetto da giorni.', 'Kan ik mijn bestelling nog annuleren?'] # the languages of new customers
+
 INSULTS = ['You stupid idiots.', 'What a pathetic bunch of morons.', 'Shut up and answer, you worthless crap.', 'Damn you all.']
+
 THREAD = ' -----Original message----- Dear team, I wrote to you last week and again on Monday and have not heard back since. Please read the whole thread below before you answer.'
+
 PRIVATE = [' You can reach them at j.moran38@example.com.', ' Call +1 555 018 7733.', ' The account is DE02 1203 0000 0000 2020 51.']
 
 def _each(rows, column, f): return rows.assign(**{column: [f(v) for v in rows[column]]})
@@ -118,7 +122,7 @@ def pool_of(
     sent = [s if s!=was else s.replace(m, new) if m else new for s,was,m,new in zip(res['source'], old['source'], old['message'], res['message'])]
     return res.assign(source=sent, feedback=math.nan, answer=ask(sent) if ask else res['answer'])
 
-# %% ../nbs/components/planted.ipynb #6db1d7c7
+# %% ../nbs/components/planted.ipynb #6f8ef8ac
 def reshuffled(
     clusters, # label of each row's cluster
     rng # numpy Generator
@@ -141,6 +145,7 @@ def struck(
     if not len(hit) or not len(pool): return table
     return pd.concat([table.drop(index=table.index[hit]), pool.iloc[rng.integers(0, len(pool), len(hit))]], ignore_index=True)
 
+# %% ../nbs/components/planted.ipynb #5127aff0
 def alarm_families(
     found:Drift
 )->set[str]:
@@ -155,6 +160,7 @@ class Drill:
     def delay(self, monitor:str|None=None)->float: # windows from the fault to the first alarm, 1 at once; inf: none. None: any monitor
         return next((i+1. for i,a in enumerate(self.alarms) if (monitor in a if monitor else a)), math.inf)
 
+# %% ../nbs/components/planted.ipynb #6db1d7c7
 def run_drill(
     table, # of `observe`
     clusters, # label of each row's cluster
@@ -177,7 +183,7 @@ def run_drill(
         said.append(frozenset(alarm_families(ref.check(columns_of(part)))))
     return Drill(fault.name if fault else '', tuple(said))
 
-# %% ../nbs/components/planted.ipynb #f017afc1
+# %% ../nbs/components/planted.ipynb #a83809ac
 def recall_table(
     drills:Sequence[Drill]
 ): # DataFrame: a row for each monitor and for any of them, a column for each fault
@@ -200,6 +206,7 @@ def score_table(
     windows = [bool(a) for d in quiet for a in d.alarms]
     return pd.DataFrame(rows).T.assign(false_alarms=float(np.mean(windows)) if windows else math.nan)
 
+# %% ../nbs/components/planted.ipynb #f017afc1
 def plot_recall(
     drills:Sequence[Drill],
     quiet:Sequence[Drill]

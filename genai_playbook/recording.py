@@ -18,10 +18,13 @@ from .sse import CONTENT, TOKEN, TOOL
 
 if TYPE_CHECKING: import pandas as pd
 
-# %% ../nbs/components/recording.ipynb #97c3f6e3
+# %% ../nbs/components/recording.ipynb #52053f58
 TIMES = 'scheduled', 'ready', 'sent', 'connected', 'first_byte', 'end'
+
 _ROWS = {k: np.float64 for k in TIMES} | dict(status=np.int16, error=np.int16, remark=np.int16, tokens_in=np.int32, tokens=np.int32, counted=np.int16, prompt=np.int32, turn=np.int16, events=np.int32)
+
 _EVENTS = dict(t=np.float64, kind=np.uint16, n=np.uint16)
+
 CANCELLED,ABORTED = 'cancelled', 'aborted' # by us: no fault of the server
 
 @dataclass(eq=False)
@@ -82,6 +85,7 @@ class Recording:
         except BaseException: Path(part).unlink(missing_ok=True); raise
         return path
 
+# %% ../nbs/components/recording.ipynb #97c3f6e3
 def make_recording(
     rows:dict[str,Sequence], # lists or arrays
     events:dict[str,Sequence],

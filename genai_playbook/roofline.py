@@ -56,7 +56,7 @@ def work_of(
     return Work(body, out.numel(), c.num_hidden_layers, c.num_attention_heads, getattr(c, 'num_key_value_heads', None) or c.num_attention_heads,
         getattr(c, 'head_dim', None) or c.hidden_size//c.num_attention_heads, size/total, inp.element_size())
 
-# %% ../nbs/components/roofline.ipynb #b4ba9db8
+# %% ../nbs/components/roofline.ipynb #9446310c
 def lap(
     fn:Callable[[], object],
     device:str='cpu'
@@ -73,6 +73,7 @@ def lap(
     torch.cuda.synchronize()
     return a.elapsed_time(b)/1e3
 
+# %% ../nbs/components/roofline.ipynb #d951f257
 def matrix_rate(
     dtype, # torch.float32, …
     device:str='cpu',
@@ -85,6 +86,7 @@ def matrix_rate(
     out = torch.empty(n, n, dtype=dtype, device=device)
     return lambda: 2.*n**3/lap(lambda: torch.matmul(a, b, out=out), device)
 
+# %% ../nbs/components/roofline.ipynb #b4ba9db8
 def read_rate(
     nbytes:float, # as many as the model reads
     device:str='cpu',
@@ -160,7 +162,7 @@ def used(
     "Share of the limit that is used: median over rounds"
     return quantile(np.asarray(floor)/np.asarray(measured), .5)
 
-# %% ../nbs/components/roofline.ipynb #ff9929b5
+# %% ../nbs/components/roofline.ipynb #695567bc
 def narrow(
     loaded # of `TransformersModel.loaded`
 ):
@@ -174,6 +176,7 @@ def narrow(
     with torch.random.fork_rng(devices=[]): res.net = AutoModelForCausalLM.from_config(c).to(device=loaded.net.device, dtype=loaded.net.dtype).eval()
     return res
 
+# %% ../nbs/components/roofline.ipynb #cd090fe3
 @contextlib.contextmanager
 def free_linears(net):
     "Inside, the linear layers of `net` answer with zeros and read no weights"
@@ -189,6 +192,7 @@ def free_linears(net):
     finally:
         for m in layers: del m.forward
 
+# %% ../nbs/components/roofline.ipynb #4f006275
 def cache_job(net, context:int, device:str='cpu')->Callable[[], float]: # seconds a token
     "Appending to the cache of every layer and attending to it, for one token"
     import torch
@@ -212,6 +216,7 @@ def breakdown_jobs(
     return dict(step=lambda: per_token(loaded, context, n), freed=lambda: freed(loaded), overhead=lambda: per_token(thin, context, n), freed0=lambda: freed(thin),
         cache=cache_job(loaded.net, middle, device), cache0=cache_job(thin.net, middle, device))
 
+# %% ../nbs/components/roofline.ipynb #ff9929b5
 def breakdown(
     r:Mapping[str, np.ndarray] # of `rounds`
 )->dict[str, Estimate]: # seconds a token, and `explained`: their sum over the measured time
@@ -253,7 +258,7 @@ def distance(
     at = r['flops'],r['bandwidth']
     return Distance(w, middle, r, breakdown(r), used(decode_floor(w, middle, *at), r['step']), used(prefill_floor(w, context, *at), r['prefill']))
 
-# %% ../nbs/components/roofline.ipynb #54107cae
+# %% ../nbs/components/roofline.ipynb #71395208
 @dataclass(frozen=True)
 class Variant:
     "One way to run the same model"
@@ -261,6 +266,7 @@ class Variant:
     make:Callable # the network -> another one
     threads:int|None = None
 
+# %% ../nbs/components/roofline.ipynb #f7e5c2be
 def _with(loaded, net):
     res = copy.copy(loaded)
     res.net = net
@@ -292,6 +298,7 @@ def variants(
         if dtype=='float32': res.append(Variant('int8, dynamic', _int8))
     return res
 
+# %% ../nbs/components/roofline.ipynb #15e01eb1
 @contextlib.contextmanager
 def _threads(k:int|None):
     import torch
@@ -310,6 +317,7 @@ class Tried:
     same:float = math.nan # share of tokens that are the same as those of the model as it is
     error:str = ''
 
+# %% ../nbs/components/roofline.ipynb #15f347ba
 def _written(loaded, prompts:Sequence[Sequence[int]], n:int)->list[int]:
     import torch
     return [t for ids in prompts for [(_,t,_)] in torch.inference_mode()(_decode)(loaded, [list(ids)], [min(n, loaded.context-len(ids))])]
@@ -342,6 +350,7 @@ def try_variants(
     same = {v: _agreement(base, _written(m, prompts, n)) for v,m in others.items()}
     return [Tried(v, float(np.median(t)), quantile(r['as it is']/t, .5), 1. if v=='as it is' else same[v]) for v,t in r.items()] + failed_
 
+# %% ../nbs/components/roofline.ipynb #54107cae
 def batches(
     loaded,
     context:int,
@@ -385,7 +394,7 @@ def static_steps(
     first = run()[0][0]
     return first, lambda: statistics.median(run()[0]), lambda: run()[1]
 
-# %% ../nbs/components/roofline.ipynb #3f374f20
+# %% ../nbs/components/roofline.ipynb #e7e08aad
 def plot_roofline(
     w:Work,
     flops:float, # FLOP/s, measured
@@ -408,6 +417,7 @@ def plot_roofline(
     ax.spines[['top','right']].set_visible(False)
     return fig
 
+# %% ../nbs/components/roofline.ipynb #3f374f20
 def plot_breakdown(
     parts:Mapping[str, Estimate], # of `breakdown`
     floor:float # seconds: the least time of a token

@@ -232,6 +232,10 @@ class Progress:
     def gate(self, chapter: ChapterRun, gate: dict): "A gate of it was judged"
     def end(self, chapter: ChapterRun, gates: list): "The chapter ended, with these gates"
 
+    def stopped(self) -> bool:
+        "Has somebody asked to stop? The runner looks several times a second"
+        return False
+
 
 # --- the end of a run ---------------------------------------------------------------------------
 def finish(
@@ -497,7 +501,7 @@ def _carry_out(state: Run, card, infos, effective, pool: Executor|None, jobs: in
     progress.start(state)
     if state.kernels not in ('forked', 'cold: --cold'): progress.note(f'Kernels start afresh, some seconds each: {state.kernels.removeprefix("cold: ")}.')
     work = _Work(state, infos, effective, timeout, progress, pool)
-    schedule(todo, work, jobs, seconds, work.stop)
+    schedule(todo, work, jobs, seconds, work.stop, progress.stopped)
     shutil.rmtree(state.folder/'.partial', ignore_errors=True)
     state.finished = datetime.now(timezone.utc).isoformat(timespec='seconds')
     state.save()

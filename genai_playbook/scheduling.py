@@ -9,6 +9,7 @@ from genai_playbook.errors import PlaybookError
 
 __all__ = ['needs', 'past_seconds', 'priorities', 'threads_each', 'schedule']
 
+LOOK = .2  # seconds
 RUNS = 5  # earlier runs that an estimate looks at
 
 
@@ -72,6 +73,7 @@ def schedule(
     jobs: int,  # chapters side by side
     seconds: Mapping[str, float]|None = None,  # what earlier runs took
     stop: Callable[[], None] = lambda: None,  # called again and again, until what still runs has ended, when one raised or the user interrupted
+    stopped: Callable[[], bool] = lambda: False,  # has somebody asked to stop? Looked at several times a second
 ):
     "Call `work` on every chapter; raises PlaybookError when some need each other"
     waiting, running, rank = set(infos), {}, priorities(infos, seconds or {})
@@ -82,8 +84,10 @@ def schedule(
                     running[pool.submit(work, n)] = n
                     waiting.discard(n)
                 if not running: raise PlaybookError(f'Chapters {", ".join(sorted(waiting))} need each other: mend `needs` in their metadata.')
-                done: set[Future]
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                done: set[Future] = set()
+                while not done:
+                    if stopped(): raise PlaybookError('The run was stopped: finished chapters are kept, and it can be gone on with.')
+                    done, _ = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
                 for f in done:
                     del running[f]
                     f.result()

@@ -144,7 +144,7 @@ def _branches(m)->bool: # does this architecture read a tree as it reads each of
             for h in hooks: h.remove()
     return m.branches and _window(m)>=32
 
-# %% ../nbs/components/scoring.ipynb #7d9dfa15
+# %% ../nbs/components/scoring.ipynb #41c45419
 @dataclass(frozen=True)
 class LogLikelihood:
     "How likely a model finds a continuation"
@@ -153,7 +153,9 @@ class LogLikelihood:
     greedy:bool # always taking the likeliest token would have written it
     error:str|None=None
 
+# %% ../nbs/components/scoring.ipynb #79bb537f
 _TOKENS,_LOGITS = dict(cpu=1024),2**25 # in one pass at most: more tokens are no faster there, and more logits than an eighth of a GB are a burden anywhere
+
 _LONG,_SHARED = 1024,16 # a longer context is encoded by itself; a shorter prefix is not worth a pass
 
 def _room(m)->int: return _TOKENS.get(m.net.device.type, 16384)
@@ -255,6 +257,7 @@ def loglikelihoods(
     if chains := [_grow(list(c), ks) for (b,c,_),ks in groups.items() if not b]: _Work(model, chains, res, None, 0, False, size, told)
     return res
 
+# %% ../nbs/components/scoring.ipynb #7d9dfa15
 def _grown(context:list[int], requests:list[tuple[int,list[int]]], most:int)->list[_Tree]: # several if their branches have more tokens than that
     res,now,n = [],[],0
     for i,k in requests:

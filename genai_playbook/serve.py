@@ -59,7 +59,7 @@ def read_request(
     options = body.get('stream_options')
     return Asked(_messages_of(body), bool(body.get('stream')), isinstance(options, dict) and bool(options.get('include_usage')), _limit_of(body))
 
-# %% ../nbs/components/serve.ipynb #b8a7f5e0
+# %% ../nbs/components/serve.ipynb #d7cb8d12
 @dataclass(eq=False)
 class Job:
     "A request that was accepted"
@@ -67,6 +67,7 @@ class Job:
     out:Any = None # where the pieces of its answer go
     gone:bool = False # whoever asked has hung up, and nothing more is computed
 
+# %% ../nbs/components/serve.ipynb #b8a7f5e0
 class Engine:
     "Answers those who wait, several at once, in threads of its own"
     def __init__(self,
@@ -82,7 +83,6 @@ class Engine:
         self.batch,self.pace = batch if self.batches else 1,0. # seconds that a request took in the last batches
         self.workers,self.deliver,self.counts,self.threads,self._cond = workers,deliver,Counter(),[],threading.Condition()
         self.curve = {} # size of a batch: how many, sum of seconds, sum of squares, sum of seconds to the first word
-
     def start(self)->None:
         "Load the model and begin to work"
         if not self.system.live: raise PlaybookError('answers that were recorded cannot be served; name a live model in the card')
@@ -90,7 +90,6 @@ class Engine:
         self.workers = self.workers or _useful_workers(self.system, self.batches)
         self.threads = [threading.Thread(target=self._work, daemon=True, name=f'engine-{i}') for i in range(self.workers)]
         for t in self.threads: t.start()
-
     def submit(self, job:Job)->bool: # False: the line is full
         "Take a request into the line"
         with self._cond:
@@ -99,47 +98,52 @@ class Engine:
             self.waiting.append(job)
             self._cond.notify()
         return True
-
-    @property
-    def line(self)->int:
-        "Requests that may wait now: as many as can be begun within `max_wait`, when the batch under way has ended"
-        at_once = (self.workers or 1)*self.batch
-        soon = self.max_wait*self.workers/self.pace-at_once if self.pace and math.isfinite(self.max_wait) else self.max_waiting
-        return int(min(self.max_waiting, max(at_once, soon)))
-
     def close(self)->None:
         "Take nothing more, and let the threads end when the line is empty"
         with self._cond: self.running = False; self._cond.notify_all()
 
-    def _take(self)->list[Job]: # empty: the end
-        with self._cond:
-            while True:
-                while self.waiting and self.waiting[0].gone: self.waiting.popleft()
-                if self.waiting or not self.running: break
-                self._cond.wait()
-            return [self.waiting.popleft() for _ in range(min(len(self.waiting), self.batch))]
+# %% ../nbs/components/serve.ipynb #656d1e1d
+@patch
+def _take(self:Engine)->list[Job]: # empty: the end
+    with self._cond:
+        while True:
+            while self.waiting and self.waiting[0].gone: self.waiting.popleft()
+            if self.waiting or not self.running: break
+            self._cond.wait()
+        return [self.waiting.popleft() for _ in range(min(len(self.waiting), self.batch))]
 
-    def _work(self):
-        _one_thread_each(self.workers)
-        while jobs := self._take():
-            open_,start,first = dict.fromkeys(jobs),time.perf_counter(),None
-            try:
-                for step in self._steps(jobs):
-                    first = first or time.perf_counter()-start
-                    self.deliver([(jobs[i], c) for i,c in step])
-                    for i,c in step: c.answer and open_.pop(jobs[i], None)
-            except Exception as e: self.deliver([(j, Chunk('', 0., 0, failed(e, *contents(j.asked.prompt)))) for j in open_])
-            self._note(len(jobs), time.perf_counter()-start, first or 0.)
+@patch
+def _steps(self:Engine, jobs)->Iterator[list[tuple[int,Chunk]]]:
+    if self.batches: return self.system.streams([j.asked.prompt for j in jobs], [j.asked.limit for j in jobs], lambda i: jobs[i].gone)
+    return ([(0, c)] for c in self.system.stream(jobs[0].asked.prompt))
 
-    def _note(self, size, seconds, first):
-        with self._cond:
-            self.counts['batches'] += 1; self.counts['computed'] += size
-            self.pace = .7*self.pace+.3*seconds/size if self.pace else seconds/size
-            self.curve[size] = [a+b for a,b in zip(self.curve.get(size, [0, 0., 0., 0.]), (1, seconds, seconds**2, first))]
+@patch
+def _work(self:Engine):
+    _one_thread_each(self.workers)
+    while jobs := self._take():
+        open_,start,first = dict.fromkeys(jobs),time.perf_counter(),None
+        try:
+            for step in self._steps(jobs):
+                first = first or time.perf_counter()-start
+                self.deliver([(jobs[i], c) for i,c in step])
+                for i,c in step: c.answer and open_.pop(jobs[i], None)
+        except Exception as e: self.deliver([(j, Chunk('', 0., 0, failed(e, *contents(j.asked.prompt)))) for j in open_])
+        self._note(len(jobs), time.perf_counter()-start, first or 0.)
 
-    def _steps(self, jobs)->Iterator[list[tuple[int,Chunk]]]:
-        if self.batches: return self.system.streams([j.asked.prompt for j in jobs], [j.asked.limit for j in jobs], lambda i: jobs[i].gone)
-        return ([(0, c)] for c in self.system.stream(jobs[0].asked.prompt))
+# %% ../nbs/components/serve.ipynb #5c608a8e
+@patch
+def _note(self:Engine, size, seconds, first):
+    with self._cond:
+        self.counts['batches'] += 1; self.counts['computed'] += size
+        self.pace = .7*self.pace+.3*seconds/size if self.pace else seconds/size
+        self.curve[size] = [a+b for a,b in zip(self.curve.get(size, [0, 0., 0., 0.]), (1, seconds, seconds**2, first))]
+
+@patch(as_prop=True)
+def line(self:Engine)->int:
+    "Requests that may wait now: as many as can be begun within `max_wait`, when the batch under way has ended"
+    at_once = (self.workers or 1)*self.batch
+    soon = self.max_wait*self.workers/self.pace-at_once if self.pace and math.isfinite(self.max_wait) else self.max_waiting
+    return int(min(self.max_waiting, max(at_once, soon)))
 
 # %% ../nbs/components/serve.ipynb #de593e72
 def _useful_workers(system, batches)->int:
@@ -183,7 +187,7 @@ def completion(a:Answer, head:dict)->dict:
     "A whole answer as a client reads it that does not stream"
     return head|dict(object='chat.completion', choices=[dict(index=0, message=dict(role='assistant', content=a.text), finish_reason=_reason(a))], usage=_usage(a))
 
-# %% ../nbs/components/serve.ipynb #2374070d
+# %% ../nbs/components/serve.ipynb #6da1e443
 _ID = re.compile(r'[\w.:-]{1,64}')
 
 class Service:
@@ -241,6 +245,7 @@ class Service:
         if self._runner: await self._runner.cleanup()
         return left
 
+# %% ../nbs/components/serve.ipynb #2374070d
 def _hand_out(step):
     for j,c in step: j.out.put_nowait(c)
 
@@ -393,12 +398,13 @@ def use_cores(
     except AttributeError: raise PlaybookError('this system cannot keep a process to some cores; leave --cores out') from None
     except OSError: raise PlaybookError(f'there are no cores {", ".join(map(str, cores))} here; there are {", ".join(map(str, sorted(os.sched_getaffinity(0))))}') from None
 
-# %% ../nbs/components/serve.ipynb #0e0a2175
+# %% ../nbs/components/serve.ipynb #ae923548
 def split_cores()->tuple[list[int],list[int]]: # for the client, for the server; both empty when there is only one, or nobody can tell
     "One core for the client, the others for the server"
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
     return (cores[:1], cores[1:]) if len(cores)>1 else ([], [])
 
+# %% ../nbs/components/serve.ipynb #2c5cb6e2
 @dataclass
 class ServerProcess:
     "A server in a process of its own; a context manager that ends it"
@@ -419,6 +425,7 @@ class ServerProcess:
         try: return self.process.wait(timeout)
         except subprocess.TimeoutExpired: self.process.kill(); return self.process.wait()
 
+# %% ../nbs/components/serve.ipynb #0e0a2175
 def start_server(
     poc:str|Path, # a card, its folder, or a bundled POC
     cores:Sequence[int]=(), # that it keeps to; empty: any

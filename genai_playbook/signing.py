@@ -6,7 +6,7 @@ from genai_playbook.errors import PlaybookError
 from genai_playbook.ledger import Entry, Ledger, approval, ledger_path, load_key, utc_now
 from genai_playbook.witness import keep_receipt, run_digests, waivers_for, writable
 
-__all__ = ['signers_needed', 'sign', 'waive', 'attest']
+__all__ = ['signers_needed', 'decision_on', 'sign', 'told', 'waive', 'attest']
 
 
 def signers_needed(card) -> int:
@@ -14,12 +14,23 @@ def signers_needed(card) -> int:
     return 2 if card.spec.risk_tier == 'high' else 1
 
 
+def decision_on(
+    run,  # of `runner.load_run`
+    card,
+    day: date,  # whose waivers count
+    gates: list|None = None,  # of `runner.gather`; None: they are read from the notebooks
+):  # evidence.Decision
+    "What the evidence of a run says on a day"
+    from dataclasses import asdict
+    from genai_playbook.evidence import decide
+    from genai_playbook.runner import gather
+    return decide(gather(run)[0] if gates is None else gates, [asdict(c) for c in run.chapters], card.exemptions, waivers_for(card, day), run.chosen, day, run.effort)
+
+
 def _why_no_go(run, card, day: date) -> str:
     "What stands against a GO now, with today's waivers; '' when nothing does"
-    from dataclasses import asdict
-    from genai_playbook.evidence import GO, decide
-    from genai_playbook.runner import gather
-    d = decide(gather(run)[0], [asdict(c) for c in run.chapters], card.exemptions, waivers_for(card, day), run.chosen, day, run.effort)
+    from genai_playbook.evidence import GO
+    d = decision_on(run, card, day)
     if d.verdict == GO: return ''
     return f'the evidence says {d.verdict} ({"; ".join(d.reasons[:3]) or d.headline}{" …" if len(d.reasons) > 3 else ""})'
 
@@ -49,6 +60,17 @@ def sign(
     entry = log.append('decision', by, because, card.name, {**run.digests, **found}, go=go, run=folder.name, needed=signers_needed(card))
     keep_receipt(folder, log, entry, secret)
     return entry, *approval(log.entries('decision', poc=card.name), found['evidence'], signers_needed(card))
+
+
+def told(
+    entry: Entry,  # of a decision
+    state: str,  # where the decision stands with it, as `approval` says
+    names: list[str],  # who said GO
+) -> str:
+    "What a signature did, in one sentence"
+    needed = entry.facts['needed']
+    said = f'{len(names)} of {needed} signatures: another person has to sign before it counts.' if state == 'waiting' else f'The decision on this run is {state}.'
+    return f'Entry {entry.seq} of the ledger: {"GO" if entry.facts["go"] else "NO-GO"} by {entry.who}. {said}'
 
 
 def _last_day(until: str, today: date, what: str) -> str:

@@ -256,7 +256,7 @@ def _unit_totals(v, codes):
     "Sums and sizes of the independent units: clusters, or single scores"
     return (np.sort(v), np.ones(len(v))) if codes is None else _totals(v, codes)
 
-# %% ../nbs/foundations/stats.ipynb #6ff9eee4
+# %% ../nbs/foundations/stats.ipynb #84e97089
 def _filled(v, codes, lo, hi, level):
     "Bounds of a mean of scores between `lo` and `hi`; two columns when the unscored are filled with worst and best"
     low, high = (v, v) if v.ndim == 1 else v
@@ -285,6 +285,7 @@ def mean(
     codes, ends = None if clusters is None else _codes(clusters, len(v)), _ends(bounds, v)
     return _mean(v, np.stack([v, v]), codes, ends, level)
 
+# %% ../nbs/foundations/stats.ipynb #6ff9eee4
 def _mean(v, fills, codes, ends, level):
     "`fills`: per row the worst and the best score that it can have; NaN where any is possible"
     keep = ~np.isnan(v)

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ['Parsed', 'YamlProblem', 'parse_yaml', 'decode_utf8', 'MAX_BYTES', 'MAX_NODES', 'MAX_DEPTH']
+__all__ = ['Parsed', 'YamlProblem', 'compose_yaml', 'parse_yaml', 'decode_utf8', 'MAX_BYTES', 'MAX_NODES', 'MAX_DEPTH']
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 262_144, 10_000, 24   # a card is a page or two; these bound what aliases may unfold to, too
 
@@ -112,8 +112,8 @@ def _build(node: yaml.Node, path: tuple, out: Parsed, count: list[int]) -> Any:
     return res
 
 
-def parse_yaml(data: bytes|str) -> Parsed:
-    "Read one YAML document; raises `YamlProblem` with one sentence and a line"
+def compose_yaml(data: bytes|str) -> yaml.Node:
+    "The nodes of one YAML document, each with its place in the text; raises `YamlProblem` with one sentence and a line"
     if len(data) > MAX_BYTES: raise YamlProblem(f'the file has {len(data):,} bytes; a card has at most {MAX_BYTES:,}')
     text = decode_utf8(data) if isinstance(data, bytes) else data
     loader = None
@@ -122,12 +122,17 @@ def parse_yaml(data: bytes|str) -> Parsed:
         if not loader.check_node(): raise YamlProblem('the file is empty; `genai-playbook init` writes a card to start from')
         node = loader.get_node()
         if loader.check_node(): raise YamlProblem('a second YAML document starts here (`---`); a card is one document', loader.peek_event().start_mark.line + 1)
+        return node
     except yaml.reader.ReaderError as e:
         raise YamlProblem(f'character {e.position + 1:,} is a control character, which YAML does not allow', text.count('\n', 0, e.position) + 1) from None
     except yaml.YAMLError as e: raise _sentence(e) from None
     except RecursionError: raise YamlProblem(_too_much) from None
     finally:
         if loader: loader.dispose()
+
+
+def parse_yaml(data: bytes|str) -> Parsed:
+    "Read one YAML document; raises `YamlProblem` with one sentence and a line"
     out = Parsed()
-    out.value = _build(node, (), out, [0])
+    out.value = _build(compose_yaml(data), (), out, [0])
     return out

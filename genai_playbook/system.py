@@ -10,6 +10,7 @@ import concurrent.futures, contextvars, copy, functools, inspect, os, queue, thr
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from fastcore.basics import patch
 from .models import Answer, BadPrompt, Chunk, Model, Progress, Prompt, RowPrompt, as_messages, digest_of, failed, resolve, source_of, wait
 if TYPE_CHECKING: from genai_playbook.tiers import Tier
 
@@ -120,7 +121,6 @@ class System(Model):
         self.name,self.live,self.deterministic = model.name,model.live,model.deterministic
         self.about = model.about | dict(system_prompt=bool(system_prompt), guards_in=names[0], guards_out=names[1], fallbacks=len(self.fallbacks))
     def __repr__(self): return f'System({self.model!r}, guards={len(self.guards_in)}+{len(self.guards_out)}, fallbacks={len(self.fallbacks)})'
-
     @property
     def digest(self)->str:
         guards = [[(getattr(g, '__qualname__', ''), source_of(g)) for g in gs] for gs in (self.guards_in, self.guards_out)]
@@ -133,70 +133,82 @@ class System(Model):
 
     guard_seconds = GUARD_SECONDS # for all guards of a text together
 
-    def _ask(self, prompt): # what the model is sent, or the answer of whoever stopped it
-        try: messages = as_messages(prompt)
-        except BadPrompt as e: return failed(e)
-        res = []
-        for m in messages:
-            text = passes(self.guards_in, m['content'], self.guard_seconds) if m['role']=='user' else m['content']
-            if text is None: return self._instead(Answer(finish_reason='content_filter'), 'guard')
-            res.append(m | dict(content=text if text==m['content'] else RowPrompt(text, getattr(m['content'], 'id', None))))
-        if self.system_prompt: return [dict(role='system', content=self.system_prompt)] + res
-        return res[0]['content'] if isinstance(prompt, str) else res
+# %% ../nbs/foundations/system.ipynb #e6696cf9
+@patch
+def _ask(self:System, prompt): # what the model is sent, or the answer of whoever stopped it
+    try: messages = as_messages(prompt)
+    except BadPrompt as e: return failed(e)
+    res = []
+    for m in messages:
+        text = passes(self.guards_in, m['content'], self.guard_seconds) if m['role']=='user' else m['content']
+        if text is None: return self._instead(Answer(finish_reason='content_filter'), 'guard')
+        res.append(m | dict(content=text if text==m['content'] else RowPrompt(text, getattr(m['content'], 'id', None))))
+    if self.system_prompt: return [dict(role='system', content=self.system_prompt)] + res
+    return res[0]['content'] if isinstance(prompt, str) else res
 
-    def _instead(self, answer, tier, asked=None): # without `asked`, which no guard has let in, only texts answer
-        answer.tier,answer.text = tier,''
-        for t in self.fallbacks:
-            text = t if isinstance(t, str) else t.one(asked) if asked is not None else None
-            if not text or not (passed := passes(self.guards_out, text)) or not passed.strip(): continue
-            answer.text,answer.error,answer.tier = passed,None,getattr(t, 'name', tier)
-            return answer
-        if tier=='guard': answer.error = answer.error or 'blocked by a guard, and no fallback is left'
+@patch
+def _instead(self:System, answer, tier, asked=None): # without `asked`, which no guard has let in, only texts answer
+    answer.tier,answer.text = tier,''
+    for t in self.fallbacks:
+        text = t if isinstance(t, str) else t.one(asked) if asked is not None else None
+        if not text or not (passed := passes(self.guards_out, text)) or not passed.strip(): continue
+        answer.text,answer.error,answer.tier = passed,None,getattr(t, 'name', tier)
         return answer
+    if tier=='guard': answer.error = answer.error or 'blocked by a guard, and no fallback is left'
+    return answer
 
-    def _finish(self, answer, asked):
-        if answer.error or not answer.text.strip(): return self._instead(answer, 'fallback', asked) if self.fallbacks else answer
-        text = passes(self.guards_out, answer.text, self.guard_seconds)
-        if text is None: return self._instead(answer, 'guard', asked)
-        answer.text,answer.tier = text,'model'
-        return answer
+# %% ../nbs/foundations/system.ipynb #5f9434ae
+@patch
+def _finish(self:System, answer, asked):
+    if answer.error or not answer.text.strip(): return self._instead(answer, 'fallback', asked) if self.fallbacks else answer
+    text = passes(self.guards_out, answer.text, self.guard_seconds)
+    if text is None: return self._instead(answer, 'guard', asked)
+    answer.text,answer.tier = text,'model'
+    return answer
 
-    def answer(self, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
-        asked = [self._ask(p) for p in prompts]
-        found = iter(self.model.answer([a for a in asked if not isinstance(a, Answer)], progress))
-        return [a if isinstance(a, Answer) else self._finish(copy.copy(next(found)), a) for a in asked]
+@patch
+def answer(self:System, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
+    asked = [self._ask(p) for p in prompts]
+    found = iter(self.model.answer([a for a in asked if not isinstance(a, Answer)], progress))
+    return [a if isinstance(a, Answer) else self._finish(copy.copy(next(found)), a) for a in asked]
 
-    def stream(self, prompt:Prompt)->Iterator[Chunk]:
-        asked,shown = self._ask(prompt),Shown(self.guards_out, self.guard_seconds)
-        if isinstance(asked, Answer):
-            yield Chunk(asked.text, 0., 0, asked)
-            return
-        for c in self.model.stream(asked):
-            if piece := self._piece(c, shown, asked): yield piece
-            if shown.ended: return
+# %% ../nbs/foundations/system.ipynb #536c0382
+@patch
+def stream(self:System, prompt:Prompt)->Iterator[Chunk]:
+    asked,shown = self._ask(prompt),Shown(self.guards_out, self.guard_seconds)
+    if isinstance(asked, Answer):
+        yield Chunk(asked.text, 0., 0, asked)
+        return
+    for c in self.model.stream(asked):
+        if piece := self._piece(c, shown, asked): yield piece
+        if shown.ended: return
 
-    def streams(self, prompts:list[Prompt], limits:list[int|None]|None=None, gone:Callable[[int],bool]=lambda i: False)->Iterator[list[tuple[int,Chunk]]]:
-        "Several prompts at once, as one batch, where the model can do that; arguments as there"
-        asked,shown = [self._ask(p) for p in prompts],[Shown(self.guards_out, self.guard_seconds) for _ in prompts]
-        if stopped := [(i, Chunk(a.text, 0., 0, a)) for i,a in enumerate(asked) if isinstance(a, Answer)]: yield stopped
-        rows = [i for i,a in enumerate(asked) if not isinstance(a, Answer)]
-        left = lambda r: gone(rows[r]) or shown[rows[r]].ended
-        for step in self.model.streams([asked[i] for i in rows], limits and [limits[i] for i in rows], left) if rows else ():
-            if out := [(rows[r], piece) for r,c in step if (piece := self._piece(c, shown[rows[r]], asked[rows[r]]))]: yield out
+@patch
+def streams(self:System, prompts:list[Prompt], limits:list[int|None]|None=None, gone:Callable[[int],bool]=lambda i: False)->Iterator[list[tuple[int,Chunk]]]:
+    "Several prompts at once, as one batch, where the model can do that; arguments as there"
+    asked,shown = [self._ask(p) for p in prompts],[Shown(self.guards_out, self.guard_seconds) for _ in prompts]
+    if stopped := [(i, Chunk(a.text, 0., 0, a)) for i,a in enumerate(asked) if isinstance(a, Answer)]: yield stopped
+    rows = [i for i,a in enumerate(asked) if not isinstance(a, Answer)]
+    left = lambda r: gone(rows[r]) or shown[rows[r]].ended
+    for step in self.model.streams([asked[i] for i in rows], limits and [limits[i] for i in rows], left) if rows else ():
+        if out := [(rows[r], piece) for r,c in step if (piece := self._piece(c, shown[rows[r]], asked[rows[r]]))]: yield out
 
-    def _piece(self, c, shown, asked)->Chunk|None: # what the user may see of a piece
-        if shown.ended: return None
-        shown.tokens += c.tokens
-        text = shown.feed(c.text, c.answer is not None) if c.answer is None or shown.text else ''
-        if c.answer is None and text=='' and self.guards_out: return None
-        if c.answer is not None or text is None: return self._last(c, text, shown, asked)
-        tokens,shown.tokens = shown.tokens,0
-        return Chunk(text, c.seconds, tokens)
+# %% ../nbs/foundations/system.ipynb #5c518ab2
+@patch
+def _piece(self:System, c, shown, asked)->Chunk|None: # what the user may see of a piece
+    if shown.ended: return None
+    shown.tokens += c.tokens
+    text = shown.feed(c.text, c.answer is not None) if c.answer is None or shown.text else ''
+    if c.answer is None and text=='' and self.guards_out: return None
+    if c.answer is not None or text is None: return self._last(c, text, shown, asked)
+    tokens,shown.tokens = shown.tokens,0
+    return Chunk(text, c.seconds, tokens)
 
-    def _last(self, c, text, shown, asked): # a word that was shown is not taken back, and what was not approved is not shown
-        shown.ended,told = True,shown.text
-        answer = copy.copy(c.answer) or Answer(finish_reason='content_filter', tokens_out=None)
-        if not told: answer = self._finish(answer, asked) if text is not None else self._instead(answer, 'guard', asked)
-        elif text is None: answer.text,answer.tier,answer.finish_reason,answer.error = told,'guard','content_filter','a guard stopped this answer after its beginning was shown'
-        else: answer.text,answer.tier = told,None if answer.error else 'model'
-        return Chunk((text or '') if told else answer.text, c.seconds, shown.tokens, answer)
+@patch
+def _last(self:System, c, text, shown, asked): # a word that was shown is not taken back, and what was not approved is not shown
+    shown.ended,told = True,shown.text
+    answer = copy.copy(c.answer) or Answer(finish_reason='content_filter', tokens_out=None)
+    if not told: answer = self._finish(answer, asked) if text is not None else self._instead(answer, 'guard', asked)
+    elif text is None: answer.text,answer.tier,answer.finish_reason,answer.error = told,'guard','content_filter','a guard stopped this answer after its beginning was shown'
+    else: answer.text,answer.tier = told,None if answer.error else 'model'
+    return Chunk((text or '') if told else answer.text, c.seconds, shown.tokens, answer)

@@ -80,7 +80,7 @@ def logged_calls(
     num = lambda x: math.nan if x is None else x
     return [Call(num(a.first_token_seconds), num(a.seconds), num(a.seconds), tokens_in=a.tokens_in, tokens_out=a.tokens_out, error=a.error) for a in answers]
 
-# %% ../nbs/components/timing.ipynb #c74d03c6
+# %% ../nbs/components/timing.ipynb #6d0b66f7
 def correlation_time(
     x # numbers in the order in which they were measured
 )->float: # at least 1; observations that are worth one independent one
@@ -95,6 +95,7 @@ def correlation_time(
     while k<n//2 and (pair := rho(k)+rho(k+1))>0: total,k = total+pair,k+2
     return max(1., min(2*total-1, n/2))
 
+# %% ../nbs/components/timing.ipynb #c74d03c6
 def _ranks(n:int, p:float, level:float)->tuple[int,int]: # 1-based order statistics; 0 and n+1: none
     from scipy.stats import binom
     k = np.arange(0, n+1)
@@ -124,7 +125,7 @@ def quantile(
     why = f'an upper bound of p{100*p:g} needs {need:,} calls, there are {n:,}' if hi>m else ''
     return Estimate(value, low, high, len(seen), 'order statistics'+(f', {tau:.1f} calls worth one' if tau>1 else ''), level, None, u, not why, why)
 
-# %% ../nbs/components/timing.ipynb #1b09e957
+# %% ../nbs/components/timing.ipynb #17d08b41
 @dataclass(frozen=True)
 class Machine:
     "What the machine was doing"
@@ -138,6 +139,7 @@ def usable_cpus()->int:
     "Cores that this process may use"
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
+# %% ../nbs/components/timing.ipynb #9a851878
 def machine(
     seconds:float=.25 # how long to calibrate
 )->Machine:
@@ -155,6 +157,7 @@ def machine(
     wall,cpu,all_ = time.perf_counter()-start,time.process_time()-used,busy(psutil.cpu_times())-before
     return Machine(n, psutil.getloadavg()[0] if hasattr(psutil, 'getloadavg') else math.nan, max(0., (all_-cpu)/wall), min(1., cpu/(wall*n)), done/max(cpu, 1e-9))
 
+# %% ../nbs/components/timing.ipynb #1b09e957
 @dataclass(frozen=True)
 class Noise:
     "Two looks at the machine, and what follows"
@@ -188,7 +191,7 @@ def under_noise(
     said = 'noise only slows down, so there is no lower bound: measure again on a quiet machine before a limit counts as missed'
     return replace(est, low=-math.inf, note='; '.join(filter(None, [est.note, said])))
 
-# %% ../nbs/components/timing.ipynb #9c39c378
+# %% ../nbs/components/timing.ipynb #37231772
 @dataclass
 class ColdStart:
     "A process from its start; times in seconds, memory in bytes"
@@ -207,6 +210,7 @@ class ColdStart:
         "From the start of the process to its first answer"
         return self.interpreter+self.imports+self.load+self.first
 
+# %% ../nbs/components/timing.ipynb #9c39c378
 def _child():
     "What the fresh process does; says it as JSON in its last line"
     born = time.monotonic()

@@ -12,7 +12,7 @@ from genai_playbook.compliance import OPEN, load_catalogues, matrix
 from genai_playbook.dossier import DRAFTS, documents, dossier, eval_results, model_card, render, untraced
 from genai_playbook.errors import PlaybookError
 from genai_playbook.evidence import FAIL, INSUFFICIENT, NOT_TESTED, PASS, Gate
-from genai_playbook.governance import GATES, Section, explore, ledger_state, matrix_table, plot_matrix, plot_timeline, sign_off, timeline
+from genai_playbook.governance import GATES, Section, explore, ledger_state, matrix_table, plot_matrix, plot_timeline, timeline
 from genai_playbook.ledger import Entry, Ledger
 from genai_playbook.lineage import lineage_of
 from genai_playbook.witness import keep_receipt, record_run
@@ -122,13 +122,6 @@ def test_a_ledger_that_is_gone_or_cut_is_held_against_the_receipts_of_all_runs(t
     assert ledger_state(log, runs)[0] == ['3 receipts speak of a ledger that is gone']
     for i in range(3): log.append('run', 'me', f'forged {i}', 'demo')
     assert any('not those of the checkpoint' in w for w in ledger_state(log, runs)[0])
-
-
-def test_the_form_says_in_one_sentence_why_a_signature_was_refused(tmp_path):
-    form = sign_off(tmp_path)
-    form.children[0].value, form.children[1].value = 'me', 'fine'
-    form.children[2].children[0].click()
-    assert 'not a run folder' in form.children[3].value
 
 
 @pytest.mark.parametrize('change', ['governance: {risk: {area: nowhere}}', 'governance: {retention: {prompts: soon}}', 'governance: {contacts: [{who: me}]}', 'governance: {colour: blue}'])
