@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from genai_playbook.ledger import Ledger
+
 HERE = Path(__file__).resolve().parent.parent
 SHOTS = HERE/'build'/'screenshots'
 FLAGS = [f'--{f}' for f in ('no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync')]
@@ -53,7 +55,7 @@ def work(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(chosen))
     own = dict(JUPYTERLAB_SETTINGS_DIR=settings, JUPYTERLAB_WORKSPACES_DIR=folder/'jupyter'/'workspaces', JUPYTER_CONFIG_DIR=folder/'jupyter'/'config', JUPYTER_RUNTIME_DIR=folder/'jupyter'/'runtime',
-               IPYTHONDIR=folder/'jupyter'/'ipython', GENAI_PLAYBOOK_CACHE=folder/'cache', PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH')])))
+               IPYTHONDIR=folder/'jupyter'/'ipython', GENAI_PLAYBOOK_CACHE=folder/'cache', GENAI_PLAYBOOK_DATA=folder/'data', PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH')])))
     return folder, os.environ | {k: str(v) for k, v in own.items()}
 
 
@@ -171,7 +173,10 @@ def write_notebook(path, *cells):
     nbformat.write(nb, path)
 
 
-def test_the_cockpit_runs_a_chapter_and_shows_the_decision(browser, lab, evidence):
+WHY = 'Fewer cases are solved than were promised.'
+
+
+def test_the_cockpit_runs_a_chapter_shows_the_decision_and_takes_a_signature(browser, lab):
     folder, address = lab
     with Watch(browser, viewport=dict(width=1400, height=1000)) as w:
         run_all(w, address('start_here.ipynb'))
@@ -181,11 +186,29 @@ def test_the_cockpit_runs_a_chapter_and_shows_the_decision(browser, lab, evidenc
         w.shot('cockpit')
         w.page.locator('.gp-run').click()
         w.page.locator('.gp-decision', has_text='NO-GO').wait_for()
+        w.page.locator('.gp-run:enabled').wait_for()
         w.shot('cockpit-decision')
+        sign_as(w, 'Ada Lovelace, risk', WHY)
+        w.shot('sign-off')
+        assert violations(w.page, '.gp-cockpit') == []
+        dark(w)
+        w.shot('sign-off-dark')
         assert violations(w.page, '.gp-cockpit') == [] and w.beyond_loopback() == []
+    signed = Ledger(folder.parents[1]/'data'/'demo'/'ledger.sqlite').entries('decision')
+    assert [(e.who, e.why, e.facts['go']) for e in signed] == [('Ada Lovelace, risk', WHY, False)]
 
 
-def test_a_slider_moves_a_verdict(browser, lab, evidence):
+def sign_as(w, by, because):
+    form = w.page.locator('.gp-sign-off')
+    form.locator('.gp-sign-by input').fill(by)
+    form.locator('.gp-sign-decision').get_by_text('NO-GO', exact=True).click()
+    form.locator('.gp-sign-because textarea').fill(because)
+    form.locator('.gp-sign').click()
+    form.locator('.gp-signed', has_text='NO-GO').wait_for()
+    w.page.locator('#jp-main-statusbar').get_by_text('| Idle').wait_for()   # where the run stands is read again after that
+
+
+def test_a_slider_moves_a_verdict(browser, lab):
     folder, address = lab
     nb = json.loads((folder/'01_success.ipynb').read_text())
     for c in nb['cells']: c['source'] = ''.join(c['source']).replace('effort: str = "full"', 'effort: str = "quick"')
