@@ -187,6 +187,7 @@ def test_the_cockpit_runs_a_chapter_shows_the_decision_and_takes_a_signature(bro
         w.page.locator('.gp-run').click()
         w.page.locator('.gp-decision', has_text='NO-GO').wait_for()
         w.page.locator('.gp-run:enabled').wait_for()
+        w.page.locator('.gp-decision').scroll_into_view_if_needed()
         w.shot('cockpit-decision')
         sign_as(w, 'Ada Lovelace, risk', WHY)
         w.shot('sign-off')
