@@ -17,9 +17,10 @@ from genai_playbook.ledger import Ledger
 
 HERE = Path(__file__).resolve().parent.parent
 SHOTS = HERE/'build'/'screenshots'
-FLAGS = [f'--{f}' for f in ('no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync')]
+FLAGS = [f'--{f}' for f in 'no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync'.split()]
 LONG = 180_000  # milliseconds: a busy machine starts kernels slowly; every wait is for a condition
 PHONE = dict(width=390, height=800)
+CLI = [sys.executable, '-m', 'genai_playbook.cli']
 
 
 def why_none():  # why there is no browser here; '' where there is one
@@ -49,21 +50,24 @@ def browser():
 def work(tmp_path_factory):
     "A folder for a run and for JupyterLab, with caches and settings of its own"
     folder = tmp_path_factory.mktemp('browser')
-    settings = folder/'jupyter'/'settings'
-    for plugin, chosen in {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False), 'notebook-extension/tracker': dict(windowingMode='none')}.items():
-        path = settings/'@jupyterlab'/f'{plugin}.jupyterlab-settings'
+    own = dict(JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces', JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime',
+               IPYTHONDIR='ipython', GENAI_PLAYBOOK_CACHE='cache', GENAI_PLAYBOOK_DATA='data')
+    chosen = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),  # it would ask a server
+              'notebook-extension/tracker': dict(windowingMode='none')}                           # cells out of sight are drawn, too
+    for plugin, settings in chosen.items():
+        path = folder/'settings'/'@jupyterlab'/f'{plugin}.jupyterlab-settings'
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(chosen))
-    own = dict(JUPYTERLAB_SETTINGS_DIR=settings, JUPYTERLAB_WORKSPACES_DIR=folder/'jupyter'/'workspaces', JUPYTER_CONFIG_DIR=folder/'jupyter'/'config', JUPYTER_RUNTIME_DIR=folder/'jupyter'/'runtime',
-               IPYTHONDIR=folder/'jupyter'/'ipython', GENAI_PLAYBOOK_CACHE=folder/'cache', GENAI_PLAYBOOK_DATA=folder/'data', PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH')])))
-    return folder, os.environ | {k: str(v) for k, v in own.items()}
+        path.write_text(json.dumps(settings))
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH')]))
+    return folder, os.environ | {k: str(folder/v) for k, v in own.items()} | dict(PYTHONPATH=path)
 
 
 @pytest.fixture(scope='module')
 def evidence(work):
     "A run of one chapter and the decision"
     folder, env = work
-    done = subprocess.run([sys.executable, '-m', 'genai_playbook.cli', 'run', 'demo', '--chapters', 'success,decision', '--effort', 'quick', '--out', folder/'report'], env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*CLI, 'run', 'demo', '--chapters', 'success,decision', '--effort', 'quick', '--out', folder/'report'],
+                          env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout+done.stderr   # the demo's NO-GO
     return next((folder/'report'/'demo').glob('*-*'))
 
@@ -77,8 +81,8 @@ def lab(work):
         port = s.getsockname()[1]
     token, log = secrets.token_hex(), folder/'lab.log'
     with open(log, 'wb') as out:
-        server = subprocess.Popen([sys.executable, '-m', 'genai_playbook.cli', 'lab', 'demo', '--no-browser', '--port', str(port), '--allow-root', f'--IdentityProvider.token={token}', '--ServerApp.ip=127.0.0.1',
-                                   '--LabApp.extension_manager=readonly', '--LabApp.news_url=None'], env=env, cwd=folder, stdout=out, stderr=out)
+        server = subprocess.Popen([*CLI, 'lab', 'demo', '--no-browser', '--port', str(port), '--allow-root', '--ServerApp.ip=127.0.0.1', '--LabApp.extension_manager=readonly',
+                                   f'--IdentityProvider.token={token}'], env=env, cwd=folder, stdout=out, stderr=out)
     try:
         wait_for(lambda: answers(f'http://127.0.0.1:{port}/api?token={token}'), lambda: server.poll() is None, log)
         yield folder/'playbook-lab'/'demo', lambda name: f'http://127.0.0.1:{port}/lab/tree/playbook-lab/demo/{name}?reset&token={token}'
@@ -139,9 +143,13 @@ def check_page(browser, path, shot=None, **kw):
         assert w.said == [] and w.asked[0] == path.as_uri() and not [u for u in w.asked[1:] if not u.startswith('data:')]
 
 
-@pytest.mark.parametrize(('name', 'theme', 'size'), [('index', 'light', None), ('index', 'dark', PHONE), ('01_success', 'dark', None), ('01_success', 'light', PHONE), ('13_decision', 'light', None)])
+VIEWS = [('index', 'light', None), ('index', 'dark', PHONE), ('01_success', 'dark', None), ('01_success', 'light', PHONE), ('13_decision', 'light', None)]
+
+
+@pytest.mark.parametrize(('name', 'theme', 'size'), VIEWS)
 def test_a_report_opens_from_disk_loads_nothing_and_can_be_read_by_everybody(browser, evidence, name, theme, size):
-    check_page(browser, evidence/f'{name}.html', f'report-{name}-{theme}{"-phone" if size else ""}', color_scheme=theme, viewport=size or dict(width=1280, height=900))
+    shot = f'report-{name}-{theme}{"-phone" if size else ""}'
+    check_page(browser, evidence/f'{name}.html', shot, color_scheme=theme, viewport=size or dict(width=1280, height=900))
 
 
 def test_the_pages_of_all_chapters_can_be_read_by_everybody(browser, tmp_path):
@@ -169,8 +177,8 @@ def dark(w):
 
 def write_notebook(path, *cells):
     import nbformat
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
-    nbformat.write(nb, path)
+    kernel = dict(name='python3', display_name='Python 3', language='python')
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=kernel)), path)
 
 
 WHY = 'Fewer cases are solved than were promised.'
@@ -229,8 +237,9 @@ def test_a_slider_moves_a_verdict(browser, lab):
         assert w.beyond_loopback() == []
 
 
-DESK = ['from genai_playbook.labelling import *', "task = LabelTask('labels.jsonl', {f'q{i}': dict(message=f'Where is parcel {i}? <b>& \"quoted\"</b>', answer=f'It arrives on day {i}.') for i in range(20)}, gold=dict(q3='wrong'))",
-        "label_widget(Session(task, 'ada'))"]
+DESK = ['from genai_playbook.labelling import *',
+        'items = {f"q{i}": dict(message=f"Where is parcel {i}? <b>& \\"quoted\\"</b>", answer=f"It arrives on day {i}.") for i in range(20)}',
+        'label_widget(Session(LabelTask("labels.jsonl", items, gold=dict(q3="wrong")), "ada"))']
 
 
 def test_ten_answers_are_labelled_by_keyboard_and_survive_a_restart(browser, lab):
