@@ -134,11 +134,11 @@ def violations(page, context=None):
 
 # -- reports --
 
-def check_page(browser, path, shot=None, **kw):
+def check_page(browser, path, shot=None, opened='details', **kw):
     with Watch(browser, **kw) as w:
         w.page.goto(path.as_uri())
         if shot: w.shot(shot, full_page=True)
-        w.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        w.page.evaluate(f"document.querySelectorAll('{opened}').forEach(d => d.open = true)")
         assert violations(w.page) == []
         assert w.said == [] and w.asked[0] == path.as_uri() and not [u for u in w.asked[1:] if not u.startswith('data:')]
 
@@ -157,7 +157,7 @@ def test_the_pages_of_all_chapters_can_be_read_by_everybody(browser, tmp_path):
     from genai_playbook.pages import chapter_html
     for c in find_chapters().values():
         chapter_html(c.path, tmp_path/f'{c.name}.html')
-        check_page(browser, tmp_path/f'{c.name}.html', viewport=dict(width=1000, height=900))
+        check_page(browser, tmp_path/f'{c.name}.html', opened='details.lesson', viewport=dict(width=1000, height=900))
 
 
 # -- JupyterLab --
@@ -225,7 +225,7 @@ def test_a_slider_moves_a_verdict(browser, lab):
     with Watch(browser, viewport=dict(width=1400, height=1000)) as w:
         run_all(w, address('quick.ipynb'))
         last = w.page.locator('.jp-CodeCell').last
-        handle = last.locator('[role=slider]').first
+        handle = last.locator('[role=slider]').first   # of the target
         handle.wait_for()
         handle.scroll_into_view_if_needed()
         last.get_by_text('FAIL').first.wait_for()
