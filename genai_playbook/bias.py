@@ -12,10 +12,12 @@ import numpy as np
 from collections.abc import Sequence
 from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from .bias_explore import explore
 from .comparing import n_equivalent
 from .evidence import GateSpec
 from .groups import Gap, Outcomes, binary, group_labels, largest_gap, outcomes, rate_table
-from .stats import Estimate
+
+_all_ = ['explore'] # shown at the end
 
 # %% ../nbs/06_bias.ipynb #6c6294ad
 def _regex(text:str)->str:
@@ -183,18 +185,3 @@ def side_by_side(
         gap = largest_gap(outcomes(truth[ok & (group!='')], d[ok & (group!='')], group[ok & (group!='')], metrics=['true_positive_rate'], replicates=1000))
         res[name] = dict(items=int(ok.sum()), accuracy=float((d==truth)[ok].mean()) if ok.any() else math.nan, gap=gap.estimate.value, low=gap.estimate.low, high=gap.estimate.high, least=gap.least)
     return pd.DataFrame(res).T.rename_axis('who decides')
-
-# %% ../nbs/06_bias.ipynb #ecd09b83
-def explore(
-    estimate:Estimate, # of the largest gap
-    margin:float,
-    collector=None # `reviewers.LabelCollector`
-): # ipywidgets widget
-    "A slider over the margin with the verdict it would give, and buttons to label answers"
-    import ipywidgets as w
-    from genai_playbook.evidence import verdict
-    slider,said = w.FloatSlider(margin, min=.005, max=.5, step=.005, readout_format='.1%', description='margin'),w.HTML()
-    def show(change=None): said.value = f'largest gap {estimate.value:.1%} [{estimate.low:.1%}, {estimate.high:.1%}], n = {estimate.n:,}: <b>{verdict(estimate, slider.value, "<=")}</b>'
-    slider.observe(show, 'value')
-    show()
-    return w.VBox([slider, said] + ([collector.widget()] if collector else []))

@@ -11,8 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 from .evidence import GateSpec
+from .latency_explore import explore
 from .stats import Estimate, mean, n_zero_failures
 from .timing import Call, Journey, Noise, quantile, under_noise
+
+_all_ = ['explore'] # shown at the end
 
 # %% ../nbs/02_latency.ipynb #ab0f8630
 class Section(BaseModel):
@@ -122,17 +125,3 @@ def latency_data(
     keys = dict(seconds_per_call='seconds', tokens_in='tokens_in', tokens_out='tokens_out') | (dict(cpu_seconds_per_call='cpu') if local else {})
     seen = dict(quiet=noise.quiet if noise else None, machine=str(noise) if noise else None)
     return quantiles | {k: bounds_of(mean(column(v))) for k,v in keys.items()} | dict(calls=len(calls), failed=sum(c.error is not None for c in calls)) | seen
-
-# %% ../nbs/02_latency.ipynb #1b742589
-def explore(
-    est:Estimate, # milliseconds
-    limit:float # milliseconds
-): # ipywidgets widget
-    "A slider over the limit, with the verdict it would give"
-    import ipywidgets as w
-    from genai_playbook.evidence import verdict
-    slider,said = w.FloatLogSlider(limit, min=0, max=5, step=.01, readout_format=',.0f', description='limit, ms'),w.HTML()
-    def show(change=None): said.value = f'p95 {est.value:,.0f} ms, at least {est.low:,.0f}, at most {est.high:,.0f}, n = {est.n:,}: <b>{verdict(est, slider.value, "<=")}</b>'
-    slider.observe(show, 'value')
-    show()
-    return w.VBox([slider, said])

@@ -11,11 +11,14 @@ import math, os
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pydantic import BaseModel, ConfigDict, Field
-from .capacity import Replica, capacity_plan, fit_replica
+from .capacity import Replica, fit_replica
 from .evidence import GateSpec
 from .knee import Step, Watch, outcomes, pooled
+from .load_explore import explore
 from .serve import ServerProcess, split_cores, start_bare, start_server, use_cores
 from .stats import Estimate, n_zero_failures, proportion
+
+_all_ = ['explore'] # shown at the end
 
 # %% ../nbs/03_load.ipynb #f3963164
 class Section(BaseModel):
@@ -205,23 +208,3 @@ def kept_share(
     width = min(width, (end-begin)/31)
     counts = np.histogram(d['scheduled'].to_numpy()[good], np.arange(begin, end+1e-9, width))[0]
     return replace(mean(counts/width/best), method='t, goodput of bins in time')
-
-# %% ../nbs/03_load.ipynb #904389a4
-def explore(
-    found:Estimate, # requests a second that one replica keeps
-    replica:Replica|None,
-    traffic:float, # requests a second
-    headroom:float,
-    latency:float, ttft:float, share:float
-): # ipywidgets widget
-    "Sliders over traffic and head-room, with the replicas they would need"
-    import ipywidgets as w
-    rate = w.FloatLogSlider(value=traffic, base=10, min=-1, max=4, description='requests/s', continuous_update=False)
-    room = w.FloatSlider(value=headroom, min=0, max=2, step=.1, description='head-room', continuous_update=False)
-    said = w.HTML()
-    def show(change=None):
-        plan = capacity_plan(found, replica, rate.value, 1., room.value, latency, ttft, share)
-        said.value = f'<b>{plan.expected if plan else "no number of"}</b> replicas for {rate.value:,.1f} requests/s and {room.value:.0%} of head-room (simulated)'
-    for s in (rate, room): s.observe(show, 'value')
-    show()
-    return w.VBox([rate, room, said])

@@ -12,7 +12,10 @@ from dataclasses import replace
 from pydantic import BaseModel, ConfigDict, Field
 from .errors import PlaybookError
 from .evidence import GateSpec
+from .robustness_explore import explore
 from .stats import Estimate, n_paired, n_zero_failures
+
+_all_ = ['explore'] # shown at the end
 
 # %% ../nbs/07_robustness.ipynb #1d7116db
 class Expectation(BaseModel):
@@ -132,23 +135,3 @@ def plot_tiers(
     ax.legend(frameon=False, fontsize=8, ncols=4, loc='lower center', bbox_to_anchor=(.5,1))
     ax.spines[['top','right']].set_visible(False)
     return fig
-
-# %% ../nbs/07_robustness.ipynb #5c07246a
-def explore(
-    ask:Callable[[str],str], # a message in, an answer out
-    mend:Callable[[str],str]|None=None, # a mender to compare with
-    text:str='Where is my parcel?'
-): # ipywidgets widget
-    "A message, a perturbation and a dial"
-    import ipywidgets as w
-    from html import escape
-    from genai_playbook.perturb import PERTURBATIONS
-    message,which,dial = w.Text(text, description='message', layout=w.Layout(width='32em')),w.Dropdown(options=list(PERTURBATIONS), value='slips', description='change'),w.FloatSlider(.3, min=0, max=1, step=.05, description='severity')
-    said = w.HTML()
-    def show(change=None):
-        changed = PERTURBATIONS[which.value](message.value, dial.value)
-        lines = [(changed, ask(changed))]+([(mend(changed), ask(mend(changed)))] if mend else [])
-        said.value = ''.join(f'<p><code>{escape(t)}</code><br>{escape(a)}</p>' for t,a in lines)
-    for x in (message, which, dial): x.observe(show, 'value')
-    show()
-    return w.VBox([message, w.HBox([which, dial]), said])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GATES', 'SUC04', 'Section', 'rows_to_show', 'by_slice', 'plot_slices', 'metric_table', 'worst_answers', 'plot_worth',
-           'outcome_table', 'explore', 'solved']
+           'outcome_table', 'solved', 'explore']
 
 # %% ../nbs/01_success.ipynb #61870656
 import math
@@ -15,9 +15,10 @@ from .evidence import GateSpec
 from .judge import Judge
 from .metrics import METRICS, MetricSpec, NotAvailable, as_spec, row_scores
 from .stats import Estimate, n_proportion, proportion
+from .success_explore import explore
 from .worth import Worth, association
 
-_all_ = ['solved'] # other chapters know it from here
+_all_ = ['solved', 'explore'] # other chapters know it from here
 
 # %% ../nbs/01_success.ipynb #35427826
 class Section(BaseModel):
@@ -156,18 +157,3 @@ def outcome_table(
         try: res[str(spec)] = association(row_scores(spec, answers, references, **inputs), good, clusters)
         except NotAvailable: res[str(spec)] = association([], [])
     return pd.DataFrame(res).T
-
-# %% ../nbs/01_success.ipynb #785142e2
-def explore(
-    rate:Estimate,
-    target:float
-): # ipywidgets widget
-    "A slider over the target, with the verdict it would give"
-    import ipywidgets as w
-    from genai_playbook.evidence import verdict
-    slider = w.FloatSlider(target, min=.5, max=.999, step=.001, readout_format='.1%', description='target')
-    said = w.HTML()
-    def show(change=None): said.value = f'share solved {rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}], n = {rate.n:,}: <b>{verdict(rate, slider.value, ">=")}</b>'
-    slider.observe(show, 'value')
-    show()
-    return w.VBox([slider, said])

@@ -18,6 +18,9 @@ from .errors import PlaybookError
 from .evidence import GateSpec
 from .experience import READING
 from .stats import n_zero_failures
+from .trust_explore import explore
+
+_all_ = ['explore'] # shown at the end
 
 # %% ../nbs/05_trust.ipynb #57bb15a2
 class Section(BaseModel):
@@ -118,24 +121,3 @@ def run_statements(
     except (OSError, ValueError): raise PlaybookError(f'`{here.name}` holds no evidence.json that can be read: name the folder of a finished run in `run_dir`') from None
     pages = {c['name']: c.get('html') or c.get('notebook') or '' for c in ev['chapters']}
     return [gate_statement(g, f"{pages.get(g['chapter']) or 'evidence.json'}#cell-{g['cell']}") for g in ev['gates'] if g['code'] not in skip]
-
-# %% ../nbs/05_trust.ipynb #8c8d66e4
-def explore(
-    sure, # confidences
-    ok, # 1 right, 0 wrong, nan unscored
-    clusters,
-    start:float # threshold to begin with
-): # ipywidgets widget
-    "A slider over the share accepted, with the error among them"
-    import ipywidgets as w
-    import numpy as np
-    from genai_playbook.confidence import accepted_error
-    c = np.nan_to_num(np.asarray(sure, float), nan=-1.)
-    slider = w.FloatSlider(float(np.mean(c>=start)), min=.02, max=1, step=.01, readout_format='.0%', description='accepted')
-    said = w.HTML()
-    def show(change=None):
-        e = accepted_error(c, ok, np.quantile(c, 1-slider.value), clusters)
-        said.value = f'{e.value:.2%} of {e.n:,} accepted answers are wrong [{e.low:.2%}, {e.high:.2%}]'
-    slider.observe(show, 'value')
-    show()
-    return w.VBox([slider, said])
