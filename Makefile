@@ -14,7 +14,7 @@ test test-full: check-notebooks  ## test: everything that CI runs; test-full: wi
 	@.ci/browser
 	$(BIN)/ruff check .
 	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest $(if $(filter test,$@),-m "not slow")
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(if $(filter test,$@),-m "not slow")
 
 # Export and clean work on a copy, so that a check never changes what it checks
 check-notebooks: $(STAMP)
