@@ -11,6 +11,7 @@ demo: $(STAMP)  ## run the playbook on the demo POC; succeeds exactly when the d
 	if [ $$code -eq 1 ]; then echo "The demo POC is NO-GO, as it should be: its flaws were found."; else echo "The demo ended with exit code $$code, not in NO-GO (1)."; exit 1; fi
 
 test test-full: check-notebooks  ## test: everything that CI runs; test-full: with the tests that take minutes
+	@.ci/browser
 	$(BIN)/ruff check .
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest $(if $(filter test,$@),-m "not slow")

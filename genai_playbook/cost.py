@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .card_keys import ModelSpec
 from .costing import Line, paid, rows_decide, unsampled
 from .evidence import GateSpec
+from .exploring import View, slider
 from .prices import Book, Price
 from .returns import CASE, left_at
 from .stats import Estimate
@@ -168,14 +169,10 @@ def tier_row(
 def explore(
     ranges:Mapping[str,tuple[float,float,float]], # of `month_ranges`
     currency:str=''
-): # ipywidgets widget
+)->View:
     "Sliders over what moves the month, with what is left of it"
-    import ipywidgets as w
-    at,look = {k: v[1] for k,v in ranges.items()},dict(style=dict(description_width='18em'), layout=dict(width='40em'))
+    at = {k: v[1] for k,v in ranges.items()}
     most = {k: 1. if k.startswith('share') else max(2*at[k], 1e-6) for k in CASE}
-    sliders = {k: w.FloatSlider(at[k], min=0, max=top, step=top/500, description=k, **look) for k,top in most.items()}
-    said = w.HTML()
-    def show(change=None): said.value = f'<b>{left_at(at | {k: s.value for k,s in sliders.items()}):,.0f} {currency}</b> are left of a month'
-    for s in sliders.values(): s.observe(show, 'value')
-    show()
-    return w.VBox([*sliders.values(), said])
+    controls = {k: slider(k, at[k], 0, top, f'What is left of a month at another value of: {k}', step=top/500, form='.1%' if k.startswith('share') else ',.2f') for k,top in most.items()}
+    def show(**moved): return dict(verdict=f'<div role="status"><strong>{left_at(at | moved):,.0f} {currency}</strong> are left of a month</div>')
+    return View('cost', controls, show)

@@ -6,15 +6,16 @@
 __all__ = ['LOOKS', 'NO_FAULT', 'COLOURS', 'Traffic', 'traffic_of', 'grader', 'Asked', 'play', 'lateness', 'DrillRun',
            'DrillPlan', 'Noted', 'drill', 'rehearse', 'virtually', 'plain_grade', 'invented_traffic', 'rehearsals',
            'caught', 'detection', 'drill_table', 'without_fault', 'kept_runs', 'no_fault_settings', 'false_rollbacks',
-           'Version', 'version_of', 'real_drill', 'most_at_once', 'switches', 'real_switches', 'plot_drill',
+           'Version', 'version_of', 'real_drill', 'most_at_once', 'Others', 'switches', 'real_switches', 'plot_drill',
            'plot_grid']
 
 # %% ../nbs/components/drill.ipynb #73eddd79
-import asyncio, contextlib, functools, json, math
+import asyncio, contextlib, functools, json, math, os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 import genai_playbook
 from .arrivals import poisson
 from .canary import DEFAULT_LIMITS, CanaryJudge, Judgement, Limit
@@ -140,25 +141,26 @@ class DrillRun:
     caught = property(lambda self: self.decided is not None)
     dropped = property(lambda self: sum(not a.arm or math.isnan(a.end) for a in self.asked))
     canary = property(lambda self: [a for a in self.asked if a.arm=='canary' and a.end>=self.began])
-
-    @property
-    def restored(self)->float|None: # None: nothing was decided
-        "From the verdict until everybody who was sent to the canary has an answer"
-        return None if self.decided is None else max([0.]+[a.end-self.decided for a in self.canary])
-
     failed = property(lambda self: sum(a.failed for a in self.canary))
     hit = property(lambda self: len(self.fault.struck) if self.fault.kind else sum(a.bad for a in self.canary))
 
-    @property
-    def said(self)->str:
-        "What came of it, in one sentence"
-        if self.cut: return f'{self.cut}: no verdict, and {self.dropped} of {len(self.asked)} accepted requests without an answer'
-        if self.decided is None: return self.looks[-1][1].because if self.looks else 'nobody looked'
-        return f'rolled back after {self.detected:.1f} s, users safe {self.restored*1000:.0f} ms later, {self.hit} requests hit, {self.dropped} dropped'
+@patch(as_prop=True)
+def restored(self:DrillRun)->float|None: # None: nothing was decided
+    "From the verdict until everybody who was sent to the canary has an answer"
+    return None if self.decided is None else max([0.]+[a.end-self.decided for a in self.canary])
 
-    def to_dict(self)->dict:
-        "Plain data for a record"
-        return dict(name=self.name, fault=str(self.fault), rate=self.rate, share=self.share, detect_s=self.detected, restore_s=self.restored, hit=self.hit, failed=self.failed, dropped=self.dropped, requests=len(self.asked), said=self.said)
+# %% ../nbs/components/drill.ipynb #22235d6e
+@patch(as_prop=True)
+def said(self:DrillRun)->str:
+    "What came of it, in one sentence"
+    if self.cut: return f'{self.cut}: no verdict, and {self.dropped} of {len(self.asked)} accepted requests without an answer'
+    if self.decided is None: return self.looks[-1][1].because if self.looks else 'nobody looked'
+    return f'rolled back after {self.detected:.1f} s, users safe {self.restored*1000:.0f} ms later, {self.hit} requests hit, {self.dropped} dropped'
+
+@patch
+def to_dict(self:DrillRun)->dict:
+    "Plain data for a record"
+    return dict(name=self.name, fault=str(self.fault), rate=self.rate, share=self.share, detect_s=self.detected, restore_s=self.restored, hit=self.hit, failed=self.failed, dropped=self.dropped, requests=len(self.asked), said=self.said)
 
 # %% ../nbs/components/drill.ipynb #be20ed70
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ async def drill(
     steps = [(plan.begin, lambda: router.set_share(plan.share, 'the canary begins'))]
     if plan.promoted: steps.append((plan.begin+plan.trial, promote))
     def each(t):
-        while steps and t>=steps[0][0]: steps.pop(0)[1]()
+        while steps and t>=steps[0][0] and not router.stopped: steps.pop(0)[1]()
         back = next((e['at'] for e in router.events if e['what']=='rollback'), math.inf)
         return t>min(back+plan.after, plan.began+plan.seconds)
     due = poisson(plan.rate, plan.began+plan.seconds+plan.after+1, seed=seed).at.tolist()
@@ -402,6 +404,24 @@ def most_at_once(
             return done/seconds
     return wait(work())
 
+# %% ../nbs/components/drill.ipynb #5ae2cd9a
+class Others:
+    "Which share of this machine other programs use while it is open; a context manager"
+    def __init__(self, pids:Sequence[int]=()): self.pids,self.share = [os.getpid(), *pids],math.nan # of this process and its servers
+
+    def _used(self): # seconds of all processors, of ours
+        import psutil
+        t = psutil.cpu_times()
+        ours = 0.
+        for pid in self.pids:
+            with contextlib.suppress(psutil.Error): ours += sum(psutil.Process(pid).cpu_times()[:2])
+        return sum(t)-getattr(t, 'guest', 0.)-getattr(t, 'guest_nice', 0.),t.idle+getattr(t, 'iowait', 0.),ours
+
+    def __enter__(self): self.before = self._used(); return self
+    def __exit__(self, *_):
+        whole,idle,ours = (b-a for a,b in zip(self.before, self._used()))
+        self.share = max(0., (whole-idle-ours)/whole) if whole>0 else math.nan
+
 # %% ../nbs/components/drill.ipynb #978b591c
 async def switches(
     arms:Mapping[str,Arm],
@@ -409,11 +429,12 @@ async def switches(
     rate:float,
     n:int=60,
     gap:float=.1, # s between switches
-    seed:int=0
+    seed:int=0,
+    grace:float=.1 # s that the canary has left after a verdict
 )->tuple[list[float],list[Asked]]: # seconds until the last answer of the canary, for each switch back; the requests
     "Promote and roll back again and again"
     start = loop_time()
-    router = Router(dict(arms), clock=lambda: loop_time()-start)
+    router = Router(dict(arms), clock=lambda: loop_time()-start, grace=grace)
     turns = iter([lambda: (router.reopen('drill'), router.promote('drill')), lambda: router.rollback('drill')]*n)
     def each(t):
         while t>=gap*turn[0] and turn[0]<2*n: next(turns)(); turn[0] += 1
@@ -440,20 +461,25 @@ def _marks(ax, run):
 def _requests(ax, run):
     for arm,c in COLOURS.items():
         mine = [a for a in run.asked if a.arm==arm]
-        for bad,mark,size,alpha in ((False, '.', 3, .45), (True, 'x', 5, 1)):
+        for bad,mark,size,alpha in ((False, 'o', 2, .6), (True, 'x', 5, 1)):
             some = [a for a in mine if (a.bad and arm=='canary' and a.end>=run.began)==bad]
             ax.plot([a.at for a in some], [1000*(a.end-a.at) for a in some], mark, ms=size, color='#b3261e' if bad else c, alpha=alpha, mew=1 if bad else 0, label=f'{arm}{", failed or wrong" if bad else ""} ({len(some):,})' if some else None)
     ax.set(yscale='log', ylabel='ms until the answer')
+    ax.yaxis.set_major_formatter(lambda v,_: f'{v:,.0f}')
+    ax.yaxis.set_minor_formatter(lambda v,_: f'{v:,.0f}' if str(v)[0] in '25' else '')
+    ax.tick_params(which='both', labelsize=7)
 
+# %% ../nbs/components/drill.ipynb #df3a9031
 def _bounds(ax, run):
     last = [r for _,j in run.looks for r in j.rows if r['state']=='worse']
     metric = last[-1]['metric'] if last else 'failed'
     seen = [(t, r) for t,j in run.looks for r in j.rows if r['metric']==metric and math.isfinite(r['low'])]
     if seen:
-        t,low,high = zip(*[(t, r['low'], r['high']) for t,r in seen])
-        ax.fill_between(t, low, high, color='#6b6b6b', alpha=.25, lw=0, label='bounds that hold at every look')
+        t,low,high = zip(*[(t, max(-1., r['low']), min(1., r['high'])) for t,r in seen]) # in the beginning the bounds say nothing
+        ax.fill_between(t, low, high, color='#6b6b6b', alpha=.25, lw=0, label='its bounds, good at every look')
         ax.axhline(seen[-1][1]['limit'], color='#b3261e', lw=1, label='limit')
-        ax.legend(frameon=False, fontsize=7, loc='upper right')
+        ax.plot(t, [r['difference'] for _,r in seen], color='black', lw=1, label='difference')
+        ax.legend(frameon=False, fontsize=7, loc='lower left', bbox_to_anchor=(0, 1), borderpad=0, ncols=3)
     ax.set(ylabel=f'{metric}\ncanary − baseline', xlabel='seconds')
 
 def plot_drill(
@@ -465,8 +491,8 @@ def plot_drill(
     _requests(top, run)
     _bounds(low, run)
     for ax in (top, low): _marks(ax, run); ax.spines[['top','right']].set_visible(False)
-    top.legend(frameon=False, fontsize=7, ncols=2, loc='upper right')
-    top.set_title(f'{run.name}: {run.said}', fontsize=9, loc='left')
+    top.legend(frameon=False, fontsize=8, ncols=3, loc='lower left', bbox_to_anchor=(0, 1), borderpad=0, markerscale=1.5)
+    fig.suptitle(f'{run.name}: {run.said}', fontsize=9, x=.01, ha='left')
     return fig
 
 # %% ../nbs/components/drill.ipynb #cda130ac
@@ -476,17 +502,18 @@ def plot_grid(
 ): # matplotlib Figure
     "Time to detect by fault and severity"
     import matplotlib.pyplot as plt
-    table = drill_table([r for r in runs if r['kind']!='no fault'])
     fig,ax = plt.subplots(figsize=(8.5,3.2), layout='constrained')
-    kinds = list(dict.fromkeys(table.index.get_level_values(0)))
-    for i,k in enumerate(kinds):
-        t = table.loc[k]
-        x = t.index.to_numpy()*1.02**(i-len(kinds)/2)
-        err = [t['detect']-t['detect_low'].clip(lower=0), t['detect_high']-t['detect']]
-        ax.errorbar(x, t['detect'], np.nan_to_num(err, posinf=0), marker='o', ms=4, lw=1, capsize=2, label=k)
+    times:dict[str,dict[float,list]] = {}
+    for r in runs:
+        if r['kind']!='no fault': times.setdefault(r['kind'], {}).setdefault(r['severity'], []).append(r['end'] if r['detect_s'] is None else r['detect_s'])
+    for i,(k,by) in enumerate(times.items()):
+        x = np.array(list(by))*1.03**(i-len(times)/2)
+        mid,low,high = (np.array([f(v) for v in by.values()]) for f in (np.mean, np.min, np.max))
+        ax.errorbar(x, mid, [mid-low, high-mid], marker='o', ms=4, lw=1, elinewidth=1, capsize=2, label=k)
     ax.axhline(limit, color='#b3261e', ls=':', lw=1)
     ax.set(xscale='log', yscale='log', xlabel='share of the canary\'s requests that the fault strikes', ylabel='seconds until the rollback')
-    ax.set_xticks(s := sorted(set(table.index.get_level_values(1))), [f'{v:.0%}' for v in s])
+    ax.set_xticks(s := sorted({v for by in times.values() for v in by}), [f'{v:.0%}' for v in s])
+    for set_format in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter): set_format(lambda v,_: f'{v:g}' if f'{v:g}'[-1] in '125' else '')
     ax.xaxis.set_minor_locator(plt.NullLocator())
     ax.legend(frameon=False, fontsize=8, ncols=3)
     ax.spines[['top','right']].set_visible(False)

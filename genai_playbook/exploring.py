@@ -7,7 +7,7 @@ __all__ = ['MARKS', 'DASHES', 'live_session', 'contrast', 'mark', 'said', 'table
            'Control', 'slider', 'log_slider', 'choice', 'words', 'tick', 'Debounce', 'safely', 'View']
 
 # %% ../nbs/components/exploring.ipynb #732fc627
-import asyncio, difflib, math, os
+import asyncio, difflib, math, os, re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,9 +62,11 @@ def table_html(
     caption:str
 )->str:
     "A table that a screen reader can find its way in"
-    style = 'style="text-align:left;vertical-align:top;padding:.25em .7em;border-bottom:1px solid rgba(128,128,128,.4);white-space:normal;overflow-wrap:anywhere"'
-    head = ''.join(f'<th scope="col" {style}>{escape(h)}</th>' for h in heads)
-    body = ''.join('<tr>'+''.join(f'<td {style}>{c}</td>' for c in r)+'</tr>' for r in rows)
+    look = 'text-align:left;vertical-align:top;padding:.25em .7em;border-bottom:1px solid rgba(128,128,128,.4);white-space'
+    def cell(c): # what is short stays in one line, and what is long takes the room
+        return f'<td style="{look}:nowrap">{c}</td>' if len(re.sub('<[^>]*>', '', c))<=24 else f'<td style="{look}:normal;overflow-wrap:anywhere">{c}</td>'
+    head = ''.join(f'<th scope="col" style="{look}:nowrap">{escape(h)}</th>' for h in heads)
+    body = ''.join(f'<tr>{"".join(map(cell, r))}</tr>' for r in rows)
     return f'<table style="border-collapse:collapse;max-width:70em;line-height:1.5"><caption style="text-align:left;padding:.3em 0">{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 # %% ../nbs/components/exploring.ipynb #e95cc65f
@@ -136,7 +138,9 @@ class Control:
     def widget(self): # ipywidgets widget
         "The control as somebody can move it"
         import ipywidgets as w
-        made = getattr(w, self.kind)(value=self.value, description=self.label, tooltip=self.help, style=dict(description_width='10em'), layout=dict(width='32em', max_width='100%'), **self.options)
+        wide = max(10, round(.6*len(self.label))) # a label that is cut says nothing
+        label,whole = ('initial', wide+3) if self.kind=='Checkbox' else (f'{wide}em', wide+22)
+        made = getattr(w, self.kind)(value=self.value, description=self.label, tooltip=self.help, style=dict(description_width=label), layout=dict(width=f'{whole}em', max_width='100%'), **self.options)
         if self.css: made.add_class(self.css)
         return made
     def still(self)->str:
@@ -169,7 +173,7 @@ def log_slider(
 )->Control:
     "A number to move over orders of magnitude"
     value = value if low<=value<math.inf else low
-    return Control('FloatLogSlider', label, float(value), help, css, dict(base=10, min=math.log10(low), max=math.log10(max(high, value)), step=.01, readout_format=form))
+    return Control('FloatLogSlider', label, float(value), help, css, dict(base=10, min=math.log10(low), max=math.log10(max(high, value)), step=.001, readout_format=form))
 
 def choice(
     label:str,
@@ -193,7 +197,7 @@ def words(
 
 def tick(label:str, value:bool, help:str)->Control:
     "Yes or no"
-    return Control('Checkbox', label, value, help, options=dict(indent=True))
+    return Control('Checkbox', label, value, help, options=dict(indent=False))
 
 # %% ../nbs/components/exploring.ipynb #63ec632e
 class Debounce:

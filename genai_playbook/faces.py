@@ -8,6 +8,7 @@ __all__ = ['SYMBOLS', 'COLOURS', 'badge', 'number', 'gate_numbers', 'scale', 'in
 
 # %% ../nbs/foundations/faces.ipynb #b1471bad
 import math
+import re
 from html import escape
 
 # %% ../nbs/foundations/faces.ipynb #bbdf2e89
@@ -160,6 +161,7 @@ def _headline(d) -> str:  # beside the verdict, without saying it twice
     h,v = str(d.get('headline') or ''),str(d.get('verdict'))
     rest = h[len(v):].lstrip(' ,:') if h.startswith(v) else h
     return rest[:1].upper()+rest[1:]
+def _words(s) -> str: return re.sub('`([^`]+)`', r'<code>\1</code>', escape(s)) # what is typed looks like it
 def _reason(r) -> str: return r if isinstance(r, str) else ': '.join(str(_dict(r)[k]) for k in ('code','reason') if _dict(r).get(k))
 def _step(s) -> tuple[str, str]: return ('', s) if isinstance(s, str) else (str(_dict(s).get('code') or ''), str(_dict(s).get('step') or ''))
 
@@ -171,8 +173,8 @@ def decision_html(
     verdict = d.get('verdict', 'INSUFFICIENT EVIDENCE')
     def items(tag, title, xs):
         return f'<p style="margin:.8em 0 .2em"><strong>{title}</strong></p><{tag} style="margin:0;padding-left:1.6em">{"".join(xs)}</{tag}>' if xs else ''
-    why = [f'<li>{escape(_reason(r))}</li>' for r in d.get('reasons') or []]
-    then = [f'<li>{f"<strong>{escape(c)}</strong> " if c else ""}{escape(s)}</li>' for c,s in map(_step, d.get('next_steps') or [])]
+    why = [f'<li>{_words(_reason(r))}</li>' for r in d.get('reasons') or []]
+    then = [f'<li>{f"<strong>{escape(c)}</strong> " if c else ""}{_words(s)}</li>' for c,s in map(_step, d.get('next_steps') or [])]
     return (f'<div style="border-left:6px solid {COLOURS.get(verdict, _none)};padding:.5em 0 .5em 1.1em;margin:.6em 0;max-width:52em;line-height:1.55">'
             f'<div style="font-size:1.5em">{badge(verdict)}</div><div style="font-size:1.1em;margin-top:.4em">{escape(_headline(d))}</div>'
             f'{items("ul", "Why", why)}{items("ol", "What to do next", then)}</div>')

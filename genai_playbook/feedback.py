@@ -97,11 +97,12 @@ def intake(
     share:float=.2 # of conversations that become evaluation data
 )->Intake:
     "Reviewed feedback as new rows of training and of evaluation"
+    import pandas as pd
     why = refusals(card, rows, card.evaluation() if evaluation is None else evaluation)
     good = rows[why=='']
-    out = [held_out(c if isinstance(c, str) else i, share) for c,i in zip(good['cluster'] if 'cluster' in good else good['id'], good['id'])]
-    side = lambda want: good[[o is want for o in out]].reset_index(drop=True)
-    return Intake(side(False), side(True), {k: n for k,n in Counter(why).items() if k})
+    names = good['cluster'].fillna(good['id']) if 'cluster' in good else good['id']
+    out = pd.Series([held_out(n, share) for n in names], good.index, dtype=bool)
+    return Intake(good[~out].reset_index(drop=True), good[out].reset_index(drop=True), {k: n for k,n in Counter(why).items() if k})
 
 # %% ../nbs/components/feedback.ipynb #efaf3da5
 def leaked(

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from .compliance import AREAS, ATTESTED, AUTOMATED, OPEN, QUESTIONS, Row
 from .evidence import GateSpec
+from .exploring import View, choice
 from .ledger import Checkpoint, Entry, Ledger, ledger_problems
 from .witness import read_receipts
 
@@ -144,14 +145,9 @@ def plot_matrix(
 # %% ../nbs/10_governance.ipynb #72514431
 def explore(
     rows:Iterable[Row]
-): # ipywidgets widget
+)->View:
     "The matrix, filtered"
-    import ipywidgets as w
     rows = list(rows)
-    which = w.Dropdown(options=list(dict.fromkeys(r.item.catalogue for r in rows)), description='catalogue')
-    state = w.ToggleButtons(options=[OPEN, ATTESTED, AUTOMATED])
-    table = w.HTML()
-    def show(change=None): table.value = matrix_table([r for r in rows if r.item.catalogue==which.value and r.state==state.value]).to_html()
-    for box in (which, state): box.observe(show, 'value')
-    show()
-    return w.VBox([which, state, table])
+    controls = dict(catalogue=choice('catalogue', list(dict.fromkeys(r.item.catalogue for r in rows)), 'Law or standard whose requirements are shown'), state=choice('state', [OPEN, ATTESTED, AUTOMATED], 'How a requirement is met, or that it is not'))
+    def show(catalogue, state): return dict(matrix=matrix_table([r for r in rows if r.item.catalogue==catalogue and r.state==state]).to_html())
+    return View('governance', controls, show, ('matrix',))

@@ -62,7 +62,7 @@ class Incident:
     def began(self)->datetime:
         "When it began: as was said, else when it was opened"
         said = self.entries[0].facts.get('began')
-        return datetime.fromisoformat(said) if said else self.at('open')
+        return datetime.fromisoformat(said or self.entries[0].at)
 
     def seconds(self, step:str)->float|None: # None: not taken yet
         "From the beginning to a step"
@@ -167,7 +167,7 @@ def timeline_rows(
     since = lambda e: (datetime.fromisoformat(e.at)-incident.began).total_seconds()
     end = since(incident.entries[-1])
     near = [e for e in others if e.kind in ('promote','rollback','decision') and -86400<=since(e)<=end]
-    rows = [dict(at=since(e), what=f'{e.facts["step"]}: {e.why}', who=e.who) for e in incident.entries]
+    rows = [dict(at=since(e), what=f'{e.facts.get("step", "noted")}: {e.why}', who=e.who) for e in incident.entries]
     rows += [dict(at=since(e), what=f'{e.kind}: {e.why}', who=e.who) for e in near]
     rows += [dict(at=float(e['at']), what=f'{e["what"]}: {e["because"]}' if e.get('because') else str(e['what']), who='router') for e in events]
     return sorted(rows, key=lambda r: r['at'])
@@ -194,4 +194,4 @@ def record_drill(
     why:str='rollback drill'
 )->Entry:
     "Write an exercise into the ledger; it changes nothing about what is served"
-    return ledger.append('drill', who, why, poc, **{k: drill[k] for k in ('drills','detect_s','restore_s','failed','dropped','caught','false_rollbacks','endpoints') if k in drill})
+    return ledger.append('drill', who, why, poc, **{k: drill[k] for k in ('drills','endpoints','rate','share','detect_s','restore_s','hit','dropped','requests','caught','false_rollbacks') if k in drill})

@@ -24,7 +24,7 @@ if TYPE_CHECKING: import pandas as pd
 @dataclass(frozen=True)
 class LabelTask:
     "What people are asked about which items, and where their words are kept"
-    path:Path # JSON lines; made at the first word
+    path:str|Path # JSON lines; made at the first word
     items:Mapping[str,Mapping[str,str]] # by id: the texts that are shown, by name
     labels:Sequence[str] = ('right', 'wrong') # 2 to 9; key 1 gives the first
     question:str = 'Is the answer right?'
@@ -33,7 +33,8 @@ class LabelTask:
 
     def __post_init__(self):
         if not self.items: raise PlaybookError('there is nothing to label: the task has no item')
-        if not 2<=len(set(self.labels))==len(self.labels)<=9: raise PlaybookError(f'a task has two to nine different labels, one for each key from 1 to 9; these are {len(self.labels)}: {", ".join(self.labels)}')
+        if not 2<=len(set(self.labels))==len(self.labels)<=9:
+            raise PlaybookError(f'a task has two to nine different labels, one for each key from 1 to 9; these are {len(self.labels)}: {", ".join(self.labels)}')
         if stray := [i for i in self.gold if i not in self.items]: raise PlaybookError(f'the known answer of `{stray[0]}` belongs to no item of the task')
         if bad := [g for g in self.gold.values() if g not in self.labels]: raise PlaybookError(f'the known answer `{bad[0]}` is none of the labels {", ".join(self.labels)}')
 
@@ -53,7 +54,7 @@ def label_task(
     if twice := [i for i,n in Counter(ids).items() if n>1]: raise PlaybookError(f'two rows to be labelled have the id `{twice[0]}`; a label must belong to one of them')
     texts = [{c: '' if t is None or t!=t else str(t) for c,t in zip(show, row)} for row in zip(*(rows[c] for c in show))]
     known = {i: str(g).strip() for i,g in zip(ids, rows[gold]) if g is not None and g==g and str(g).strip()} if gold else {}
-    return LabelTask(Path(path), dict(zip(ids, texts)), gold=known, **kw)
+    return LabelTask(path, dict(zip(ids, texts)), gold=known, **kw)
 
 # %% ../nbs/components/labelling.ipynb #1fbf253e
 def order_of(
@@ -99,11 +100,15 @@ class LabelFile:
     def _take(self, line):
         try:
             rec = json.loads(line)
-            who,item,label = (rec[k] for k in ('reviewer', 'item', 'label'))
-            said = self.settled if rec['event']=='settle' else self.given.setdefault(str(who), {})
-            known = item in self.task.items and (label is None or label in self.task.labels)
-        except (ValueError, RecursionError, KeyError, TypeError): self.unreadable += 1; return
-        if not known: self.foreign += 1; return
+            event,who,item,label = (rec[k] for k in ('event', 'reviewer', 'item', 'label'))
+            known = event in ('label', 'settle') and item in self.task.items and (label is None or label in self.task.labels)
+        except (ValueError, RecursionError, KeyError, TypeError):
+            self.unreadable += 1
+            return
+        if not known:
+            self.foreign += 1
+            return
+        said = self.settled if event=='settle' else self.given.setdefault(str(who), {})
         said.pop(item, None)
         if label is not None: said[item] = rec
 
@@ -120,7 +125,8 @@ class LabelFile:
 def _known_as(reviewer, names):
     who = str(reviewer).strip()
     if not who: raise PlaybookError('a reviewer needs a name: labels without one cannot be audited')
-    if other := next((n for n in names if n!=who and n.casefold()==who.casefold()), None): raise PlaybookError(f'there is already a reviewer `{other}`; write the name the same way, or take another one')
+    if other := next((n for n in names if n!=who and n.casefold()==who.casefold()), None):
+        raise PlaybookError(f'there is already a reviewer `{other}`; write the name the same way, or take another one')
     return who
 
 class Session:
@@ -154,7 +160,7 @@ class Session:
 
     def texts(self)->dict[str,str]:
         "What is shown of the current item"
-        return {} if self.current is None else dict(self.task.items[self.current])
+        return dict(self.task.items[now]) if (now := self.current) is not None else {}
 
     def give(self,
         label:str,
@@ -204,8 +210,9 @@ class Adjudication(Session):
     @property
     def said(self)->dict[str,dict]: return self.file.settled
     def texts(self)->dict[str,str]:
-        votes = sorted(who[self.current]['label'] for who in self.file.given.values() if self.current in who)
-        return super().texts() | {'said': ', '.join(votes)} if self.current else {}
+        now = self.current
+        votes = sorted(who[now]['label'] for who in self.file.given.values() if now in who)
+        return super().texts() | {'labels given': ', '.join(votes)} if now is not None else {}
 
 # %% ../nbs/components/labelling.ipynb #6512a8ac
 def final_labels(
@@ -228,8 +235,8 @@ def conflicts(
     file.refresh()
     why = disputes(file)
     label = lambda said, i: said[i]['label'] if i in said else ''
-    return pd.DataFrame([dict(item=i, why=w, **{who: label(said, i) for who,said in file.given.items()}, known=task.gold.get(i, ''), settled=label(file.settled, i)) for i,w in why.items()],
-        columns=['item', 'why', *file.given, 'known', 'settled']).set_index('item')
+    rows = [[i, w, *(label(said, i) for said in file.given.values()), task.gold.get(i, ''), label(file.settled, i)] for i,w in why.items()]
+    return pd.DataFrame(rows, columns=['item', 'why', *file.given, 'known', 'settled']).set_index('item')
 
 # %% ../nbs/components/labelling.ipynb #11031cfb
 def reviews_of(
@@ -240,8 +247,8 @@ def reviews_of(
     import pandas as pd
     file = LabelFile(task)
     file.refresh()
-    rows = [dict(item=i, reviewer=who, label=r['label'], gold=task.gold.get(i), seconds=r.get('seconds'), order=r.get('order')) | {k: v.get(i) for k,v in more.items()}
-        for who,said in file.given.items() for i,r in said.items()]
+    said = [(i, who, r) for who,given in file.given.items() for i,r in given.items()]
+    rows = [[i, who, r['label'], task.gold.get(i), r.get('seconds'), r.get('order'), *(v.get(i) for v in more.values())] for i,who,r in said]
     return pd.DataFrame(rows, columns=['item', 'reviewer', 'label', 'gold', 'seconds', 'order', *more])
 
 # %% ../nbs/components/labelling.ipynb #a7189f35
@@ -276,8 +283,9 @@ def shown(
 )->dict: # JSON data
     "What the window shows"
     item,total = session.current,len(session.order)
-    return dict(item=item, title=f'Labelling by {session.reviewer}', question=session.task.question if item else 'Thank you: every item has its label.', labels=list(session.task.labels),
-        texts=list(session.texts().items()), done=session.done, total=total, count=f'{session.done:,} of {total:,}', said=said)
+    question = 'Thank you: every item has its label.' if item is None else session.task.question
+    return dict(item=item, title=f'Labelling by {session.reviewer}', question=question, labels=list(session.task.labels), texts=list(session.texts().items()),
+        done=(done := session.done), total=total, count=f'{done:,} of {total:,}', said=said)
 
 def hear(
     session:Session,
@@ -287,7 +295,9 @@ def hear(
     said = ''
     try:
         if message.get('do')=='undo': said = 'Taken back.' if session.undo() else 'There is nothing to undo.'
-        elif message.get('do')=='label': said = f'Saved: {message.get("label")}.' if session.give(message.get('label'), message.get('item')) else 'Not saved: this item was labelled elsewhere. Here is the next one.'
+        elif message.get('do')=='label':
+            saved = session.give(message.get('label'), message.get('item'))
+            said = f'Saved: {message["label"]}.' if saved else 'Not saved: this item was labelled elsewhere. Here is the next one.'
         else:
             session.file.refresh()
             said = f'Keys 1 to {len(session.task.labels)} give a label, u takes the last one back: click here or move here with Tab first.'

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pydantic import BaseModel, ConfigDict, Field
 import numpy as np
 from .evidence import GateSpec
+from .exploring import View, choice, slider
 from .planted import Drill, Fault, run_drill
 from .stats import Estimate, n_zero_failures
 
@@ -126,14 +127,11 @@ def explore(
     table, clusters, size:int, # as in `planted.run_drill`
     faults:Sequence[Fault],
     pools:dict # fault's name: requests it has hit
-): # ipywidgets widget
+)->View:
     "A fault, a share, and the monitors that notice"
-    import ipywidgets as w
-    which,share,said = w.Dropdown(options=[f.name for f in faults], description='fault'),w.FloatSlider(.1, min=0, max=1, step=.01, readout_format='.0%', description='share'),w.HTML()
-    def show(change=None):
-        fault = next(f for f in faults if f.name==which.value)
-        found = run_drill(table, clusters, np.random.default_rng(0), size, replace(fault, shares=(share.value,)), pools[fault.name], windows=1).alarms[0]
-        said.value = f'noticed by <b>{", ".join(sorted(found)) or "nobody"}</b>'
-    for widget in (which, share): widget.observe(show, 'value')
-    show()
-    return w.VBox([which, share, said])
+    planted = {f.name: f for f in faults}
+    controls = dict(fault=choice('fault', list(planted), 'What goes wrong in the drill'), share=slider('share', .1, 0, 1, 'Share of the requests that the fault hits', wait=True, css='gp-threshold'))
+    def show(fault, share):
+        found = run_drill(table, clusters, np.random.default_rng(0), size, replace(planted[fault], shares=(share,)), pools[fault], windows=1).alarms[0]
+        return dict(verdict=f'<div role="status">noticed by <strong>{", ".join(sorted(found)) or "nobody"}</strong></div>')
+    return View('monitoring', controls, show, wait=.1)

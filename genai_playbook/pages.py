@@ -48,6 +48,14 @@ def _text_left(table): # a column that holds a word anywhere is text: left, with
         if all(_NUMBER.fullmatch(td.get_text().strip()) for td in column): continue
         for cell in [*column, *(hs[i-len(rows[0])] for hs in heads if len(hs) >= len(rows[0]))]: cell['class'] = [*cell.get('class', ()), 'text']
 
+def _one_head(table): # pandas gives the index's name a row of its own
+    trs = table.find('thead').find_all('tr') if table.find('thead') else []
+    above,below = (tr.find_all('th', recursive=False) for tr in trs) if len(trs)==2 else ([],[])
+    if len(above)!=len(below) or any(bool(a.get_text(strip=True))==bool(b.get_text(strip=True)) for a,b in zip(above, below)): return
+    for a,b in zip(above, below):
+        if not a.get_text(strip=True): a.replace_with(b.extract())
+    if above: trs[1].decompose()
+
 def _corners_empty(soup): # a heading without words heads nothing: a screen reader would announce it
     for th in soup.find_all('th'):
         if not th.get_text(strip=True) and not th.find(['img','svg']): th.name = 'td'
@@ -71,7 +79,9 @@ def clean(
         elif t.name=='a' and t.get('href', '').startswith('http'): t['rel'] = 'noopener noreferrer'
         elif t.name=='table' and not t.find_parent('table') and 'scroll' not in t.parent.get('class', ()):
             t.wrap(soup.new_tag('div', attrs=dict(_SCROLL)))
-    for t in soup.find_all('table', class_='dataframe'): _text_left(t)
+    for t in soup.find_all('table', class_='dataframe'):
+        _one_head(t)
+        _text_left(t)
     _corners_empty(soup)
     return str(soup)
 

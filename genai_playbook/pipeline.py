@@ -133,10 +133,30 @@ def first_version(
 )->Version: # what a candidate is compared with
     "What serves; where nothing was promoted yet, the model that the card names"
     if now := champion(registry): return now
-    own = card if home.resolve()==card.folder.resolve() else write_card(card, {}, home/f'{card.name}.card.yaml')
+    own = write_card(card, {}, home/f'{card.name}.{card._model.digest[:12]}.yaml') # a card of its own: the POC's will name another model some day
     return registry.register(own.digests(), str(own.path.resolve()), who, 'the model that the card names')
 
 # %% ../nbs/components/pipeline.ipynb #4ecee83b
+def _judged(candidate, registry, now, fed, gating, digests, log, tell, who, margin, n, known)->Release: # from a trained model to a decision
+    tell('asking the candidate and what serves')
+    old,cases_ = _card_of(now),candidate.evaluation(n)
+    old_side,side = side_of(old, candidate, cases_, f'version {now.number}'),side_of(candidate, candidate, cases_, 'the candidate')
+    tell('gating')
+    found = gating(candidate, side)
+    log('gated', found.said, digests, failed=list(found.failed), open=list(found.open), run=found.where)
+    compared = compare_sides(old_side, side, margin)
+    log('compared', compared['headline'], digests, verdict=compared['verdict'], worse=compared['worse'], champion=now.number)
+    verdict,because = decided(found, compared)
+    version = registry.register(digests, str(candidate.path.resolve()), who, because, failed=list(found.failed), verdict=verdict, compared_with=now.number)
+    log('decided', f'{verdict}: {because}', digests, verdict=verdict)
+    return Release(version, verdict, because, candidate, fed, found, compared, now, known)
+
+def _card_of(version):
+    from genai_playbook.card import load_card
+    if why := unusable(version): raise PlaybookError(f'Version {version.number}, which serves, cannot be asked: {why}. Restore it, then train again.')
+    return load_card(version.where)
+
+# %% ../nbs/components/pipeline.ipynb #bd934135
 def retrain(
     card:'Card',
     train:str|Sequence[str], # as in `retraining.train_with`
@@ -165,25 +185,6 @@ def retrain(
     digests = {k: v for k,v in candidate.digests().items() if k in SYSTEM}
     log('trained', fed.report, digests, known=known, reviewed=int((rows['reviewed_by'].fillna('').str.strip()!='').sum()))
     return _judged(candidate, registry, now, fed, gating, digests, log, tell, who, margin, n, known)
-
-def _judged(candidate, registry, now, fed, gating, digests, log, tell, who, margin, n, known)->Release: # from a trained model to a decision
-    tell('asking the candidate and what serves')
-    old,cases_ = _card_of(now),candidate.evaluation(n)
-    old_side,side = side_of(old, candidate, cases_, f'version {now.number}'),side_of(candidate, candidate, cases_, 'the candidate')
-    tell('gating')
-    found = gating(candidate, side)
-    log('gated', found.said, digests, failed=list(found.failed), open=list(found.open), run=found.where)
-    compared = compare_sides(old_side, side, margin)
-    log('compared', compared['headline'], digests, verdict=compared['verdict'], worse=compared['worse'], champion=now.number)
-    verdict,because = decided(found, compared)
-    version = registry.register(digests, str(candidate.path.resolve()), who, because, failed=list(found.failed), verdict=verdict, compared_with=now.number)
-    log('decided', f'{verdict}: {because}', digests, verdict=verdict)
-    return Release(version, verdict, because, candidate, fed, found, compared, now, known)
-
-def _card_of(version):
-    from genai_playbook.card import load_card
-    if why := unusable(version): raise PlaybookError(f'Version {version.number}, which serves, cannot be asked: {why}. Restore it, then train again.')
-    return load_card(version.where)
 
 # %% ../nbs/components/pipeline.ipynb #77838984
 def promote(

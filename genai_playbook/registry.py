@@ -102,7 +102,7 @@ def against(
     if verdict==NO_GO: return f'the last evidence about it says {NO_GO}' + (f' ({", ".join(failed)} failed)' if failed else '')
     says = [e for e in about if e.kind=='decision']
     if not says: return 'nobody has approved it: run the playbook on its card and sign the run with `genai-playbook sign --go`'
-    state,yes = approval(says, says[-1].digests.get('evidence'), max([needed, *(e.facts.get('needed') or 1 for e in says)]))
+    state,yes = approval(says, says[-1].digests.get('evidence'), max([needed, *(e.facts['needed'] for e in says if isinstance(e.facts.get('needed'), int))]))
     if not says[-1].digests.get('evidence'): return 'the decision on it names no evidence: sign a run with `genai-playbook sign`'
     return {'GO': '', 'waiting': f'only {len(yes)} of those who must say GO has', 'NO-GO': 'somebody said NO-GO'}.get(state, 'nobody has approved it')
 
@@ -122,6 +122,7 @@ def _moves(entries)->list[Move]: # one that somebody else wrote names no version
         res.append(Move(e.at, e.kind, n, e.facts.get('before', res[-1].version if res else None), e.who, e.why))
     return res
 
+# %% ../nbs/components/registry.ipynb #64faf77e
 class LedgerRegistry:
     "Versions and moves as entries of a ledger"
     def __init__(self, ledger:Ledger, poc:str): self.ledger,self.poc = ledger,poc
@@ -209,6 +210,7 @@ def mlflow_client(
     except ImportError: raise PlaybookError("MLflow is not installed: pip install 'genai_playbook[mlflow]', or leave `delivery.mlflow` out of the card.") from None
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
+# %% ../nbs/components/registry.ipynb #c970336b
 class MLflowRegistry(LedgerRegistry):
     "A registry in the ledger that MLflow follows"
     def __init__(self, ledger:Ledger, poc:str, uri:str='', client=None): # of MLflow; None: of `mlflow_client`

@@ -7,7 +7,7 @@ __all__ = ['RELEASE_FAULTS', 'TIMES', 'LEAKED', 'Arm', 'BadRelease', 'spoiled', 
            'Wire']
 
 # %% ../nbs/components/release_faults.ipynb #242ee7e7
-import asyncio, os, random
+import asyncio, os, random, re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from .endpoint import read_event
@@ -161,5 +161,5 @@ class Wire:
         self._tasks.add(t := request.transport)
         try: a = await self.arm(read_request(await request.json()).prompt)
         finally: self._tasks.discard(t)
-        if a.error: return web.json_response(dict(error=dict(message=a.error, type='server_error')), status=500)
+        if a.error: return web.json_response(dict(error=dict(message=a.error, type='server_error')), status=int(a.error[5:8]) if re.match(r'HTTP [45]\d\d', a.error) else 500)
         return web.json_response(completion(a, dict(id='drill', created=0, model=self.model)))

@@ -6,12 +6,10 @@
 __all__ = ['NEEDED', 'USED', 'Reviews', 'read_reviews', 'cohen_kappa', 'fleiss_kappa', 'coincidences', 'alpha_of', 'krippendorff',
            'without_each', 'Skills', 'dawid_skene', 'mace', 'skill_table', 'reviewer_table', 'treatment_gap',
            'attainable_p', 'permutation_test', 'detectable', 'sign_flip_test', 'tendencies', 'group_tests',
-           'to_retrain', 'to_adjudicate', 'worst_accuracy', 'worst_treatment', 'with_humans', 'plot_reviewers',
-           'LabelCollector']
+           'to_retrain', 'to_adjudicate', 'worst_accuracy', 'worst_treatment', 'with_humans', 'plot_reviewers']
 
 # %% ../nbs/components/reviewers.ipynb #57b64975
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, product
@@ -497,44 +495,3 @@ def plot_reviewers(
     left.set(xlabel='median seconds an item' if 'seconds' in table else 'reviewer', ylabel='share right', title='Right, against speed')
     right.set(xlabel='reviewer', xticks=[], ylabel='gap between item groups', title='Rightful favours: largest gap')
     return fig
-
-# %% ../nbs/components/reviewers.ipynb #e6472b7a
-class LabelCollector:
-    "Shows items one by one and keeps what one reviewer says, with the seconds it took"
-    def __init__(self,
-        items:Sequence[tuple[str,str]], # id and text of each item, in the order they are shown
-        labels:Sequence[str], # one button each
-        reviewer:str,
-        clock=time.monotonic
-    ): self.items,self.labels,self.reviewer,self.clock,self.rows,self._since = list(items),list(labels),reviewer,clock,[],clock()
-
-    @property
-    def current(self)->tuple[str,str]|None: # None: all are labelled
-        return self.items[len(self.rows)] if len(self.rows)<len(self.items) else None
-
-    def give(self, label:str)->None:
-        "Label the current item"
-        if self.current is None: raise PlaybookError('every item has its label')
-        if label not in self.labels: raise PlaybookError(f'`{label}` is none of the labels {", ".join(self.labels)}')
-        now = self.clock()
-        self.rows.append(dict(item=self.current[0], reviewer=self.reviewer, label=label, seconds=round(now-self._since, 1), order=len(self.rows)+1))
-        self._since = now
-
-    def table(self): # DataFrame for `read_reviews`, or for a CSV beside the card
-        "What was collected so far"
-        import pandas as pd
-        return pd.DataFrame(self.rows, columns=['item', 'reviewer', 'label', 'seconds', 'order'])
-
-    def widget(self): # ipywidgets widget
-        "Buttons over the items"
-        import ipywidgets as w
-        from html import escape
-        text,done = w.HTML(),w.Label()
-        buttons = [w.Button(description=l) for l in self.labels]
-        def show():
-            text.value = f'<p style="max-width:50em">{escape(self.current[1])}</p>' if self.current else '<p>All items are labelled: save <code>.table()</code> as CSV.</p>'
-            done.value = f'{len(self.rows)} of {len(self.items)}'
-            for b in buttons: b.disabled = self.current is None
-        for b in buttons: b.on_click(lambda b: (self.give(b.description), show()))
-        show()
-        return w.VBox([text, w.HBox(buttons), done])

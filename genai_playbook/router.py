@@ -126,7 +126,7 @@ def reopen(self:Router, because:str):
 @patch
 def rollback(self:Router, because:str):
     "Give the baseline to everybody, at once"
-    self.share,first,self.stopped = 0.,not self.stopped,self.stopped or because
+    self.share,first,self.stopped = 0.,not self.stopped,self.stopped or because or 'no reason given'
     if first: self.note('rollback', because)
     self._hurry()
 
@@ -157,6 +157,7 @@ async def _ask_canary(self:Router, prompt)->Answer:
     loop = asyncio.get_running_loop()
     gate,task = loop.create_future(),asyncio.ensure_future(self._ask('canary', prompt))
     self._gates[gate] = loop
+    if self.stopped or self.closed: loop.call_later(self.grace, _open, gate) # a rollback came in between, from another thread
     try: await asyncio.wait({task, gate}, timeout=self.patience, return_when='FIRST_COMPLETED')
     finally:
         self._gates.pop(gate)

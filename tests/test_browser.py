@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from genai_playbook.ledger import Ledger
+
 HERE = Path(__file__).resolve().parent.parent
 SHOTS = HERE/'build'/'screenshots'
-FLAGS = [f'--{f}' for f in ('no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync')]
+FLAGS = [f'--{f}' for f in 'no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync'.split()]
 LONG = 180_000  # milliseconds: a busy machine starts kernels slowly; every wait is for a condition
 PHONE = dict(width=390, height=800)
+CLI = [sys.executable, '-m', 'genai_playbook.cli']
 
 
 def why_none():  # why there is no browser here; '' where there is one
@@ -47,21 +50,24 @@ def browser():
 def work(tmp_path_factory):
     "A folder for a run and for JupyterLab, with caches and settings of its own"
     folder = tmp_path_factory.mktemp('browser')
-    settings = folder/'jupyter'/'settings'
-    for plugin, chosen in {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False), 'notebook-extension/tracker': dict(windowingMode='none')}.items():
-        path = settings/'@jupyterlab'/f'{plugin}.jupyterlab-settings'
+    own = dict(JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces', JUPYTER_CONFIG_DIR='config', JUPYTER_RUNTIME_DIR='runtime',
+               IPYTHONDIR='ipython', GENAI_PLAYBOOK_CACHE='cache', GENAI_PLAYBOOK_DATA='data')
+    chosen = {'apputils-extension/notification': dict(fetchNews='false', checkForUpdates=False),  # it would ask a server
+              'notebook-extension/tracker': dict(windowingMode='none')}                           # cells out of sight are drawn, too
+    for plugin, settings in chosen.items():
+        path = folder/'settings'/'@jupyterlab'/f'{plugin}.jupyterlab-settings'
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(chosen))
-    own = dict(JUPYTERLAB_SETTINGS_DIR=settings, JUPYTERLAB_WORKSPACES_DIR=folder/'jupyter'/'workspaces', JUPYTER_CONFIG_DIR=folder/'jupyter'/'config', JUPYTER_RUNTIME_DIR=folder/'jupyter'/'runtime',
-               IPYTHONDIR=folder/'jupyter'/'ipython', GENAI_PLAYBOOK_CACHE=folder/'cache', PYTHONPATH=os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH')])))
-    return folder, os.environ | {k: str(v) for k, v in own.items()}
+        path.write_text(json.dumps(settings))
+    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get('PYTHONPATH')]))
+    return folder, os.environ | {k: str(folder/v) for k, v in own.items()} | dict(PYTHONPATH=path)
 
 
 @pytest.fixture(scope='module')
 def evidence(work):
     "A run of one chapter and the decision"
     folder, env = work
-    done = subprocess.run([sys.executable, '-m', 'genai_playbook.cli', 'run', 'demo', '--chapters', 'success,decision', '--effort', 'quick', '--out', folder/'report'], env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*CLI, 'run', 'demo', '--chapters', 'success,decision', '--effort', 'quick', '--out', folder/'report'],
+                          env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout+done.stderr   # the demo's NO-GO
     return next((folder/'report'/'demo').glob('*-*'))
 
@@ -75,8 +81,8 @@ def lab(work):
         port = s.getsockname()[1]
     token, log = secrets.token_hex(), folder/'lab.log'
     with open(log, 'wb') as out:
-        server = subprocess.Popen([sys.executable, '-m', 'genai_playbook.cli', 'lab', 'demo', '--no-browser', '--port', str(port), '--allow-root', f'--IdentityProvider.token={token}', '--ServerApp.ip=127.0.0.1',
-                                   '--LabApp.extension_manager=readonly', '--LabApp.news_url=None'], env=env, cwd=folder, stdout=out, stderr=out)
+        server = subprocess.Popen([*CLI, 'lab', 'demo', '--no-browser', '--port', str(port), '--allow-root', '--ServerApp.ip=127.0.0.1', '--LabApp.extension_manager=readonly',
+                                   f'--IdentityProvider.token={token}'], env=env, cwd=folder, stdout=out, stderr=out)
     try:
         wait_for(lambda: answers(f'http://127.0.0.1:{port}/api?token={token}'), lambda: server.poll() is None, log)
         yield folder/'playbook-lab'/'demo', lambda name: f'http://127.0.0.1:{port}/lab/tree/playbook-lab/demo/{name}?reset&token={token}'
@@ -128,18 +134,22 @@ def violations(page, context=None):
 
 # -- reports --
 
-def check_page(browser, path, shot=None, **kw):
+def check_page(browser, path, shot=None, opened='details', **kw):
     with Watch(browser, **kw) as w:
         w.page.goto(path.as_uri())
         if shot: w.shot(shot, full_page=True)
-        w.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        w.page.evaluate(f"document.querySelectorAll('{opened}').forEach(d => d.open = true)")
         assert violations(w.page) == []
         assert w.said == [] and w.asked[0] == path.as_uri() and not [u for u in w.asked[1:] if not u.startswith('data:')]
 
 
-@pytest.mark.parametrize(('name', 'theme', 'size'), [('index', 'light', None), ('index', 'dark', PHONE), ('01_success', 'dark', None), ('01_success', 'light', PHONE), ('13_decision', 'light', None)])
+VIEWS = [('index', 'light', None), ('index', 'dark', PHONE), ('01_success', 'dark', None), ('01_success', 'light', PHONE), ('13_decision', 'light', None)]
+
+
+@pytest.mark.parametrize(('name', 'theme', 'size'), VIEWS)
 def test_a_report_opens_from_disk_loads_nothing_and_can_be_read_by_everybody(browser, evidence, name, theme, size):
-    check_page(browser, evidence/f'{name}.html', f'report-{name}-{theme}{"-phone" if size else ""}', color_scheme=theme, viewport=size or dict(width=1280, height=900))
+    shot = f'report-{name}-{theme}{"-phone" if size else ""}'
+    check_page(browser, evidence/f'{name}.html', shot, color_scheme=theme, viewport=size or dict(width=1280, height=900))
 
 
 def test_the_pages_of_all_chapters_can_be_read_by_everybody(browser, tmp_path):
@@ -147,7 +157,7 @@ def test_the_pages_of_all_chapters_can_be_read_by_everybody(browser, tmp_path):
     from genai_playbook.pages import chapter_html
     for c in find_chapters().values():
         chapter_html(c.path, tmp_path/f'{c.name}.html')
-        check_page(browser, tmp_path/f'{c.name}.html', viewport=dict(width=1000, height=900))
+        check_page(browser, tmp_path/f'{c.name}.html', opened='details.lesson', viewport=dict(width=1000, height=900))
 
 
 # -- JupyterLab --
@@ -167,11 +177,14 @@ def dark(w):
 
 def write_notebook(path, *cells):
     import nbformat
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')))
-    nbformat.write(nb, path)
+    kernel = dict(name='python3', display_name='Python 3', language='python')
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=kernel)), path)
 
 
-def test_the_cockpit_runs_a_chapter_and_shows_the_decision(browser, lab, evidence):
+WHY = 'Fewer cases are solved than were promised.'
+
+
+def test_the_cockpit_runs_a_chapter_shows_the_decision_and_takes_a_signature(browser, lab):
     folder, address = lab
     with Watch(browser, viewport=dict(width=1400, height=1000)) as w:
         run_all(w, address('start_here.ipynb'))
@@ -181,11 +194,30 @@ def test_the_cockpit_runs_a_chapter_and_shows_the_decision(browser, lab, evidenc
         w.shot('cockpit')
         w.page.locator('.gp-run').click()
         w.page.locator('.gp-decision', has_text='NO-GO').wait_for()
+        w.page.locator('.gp-run:enabled').wait_for()
+        w.page.locator('.gp-decision').scroll_into_view_if_needed()
         w.shot('cockpit-decision')
+        sign_as(w, 'Ada Lovelace, risk', WHY)
+        w.shot('sign-off')
+        assert violations(w.page, '.gp-cockpit') == []
+        dark(w)
+        w.shot('sign-off-dark')
         assert violations(w.page, '.gp-cockpit') == [] and w.beyond_loopback() == []
+    signed = Ledger(folder.parents[1]/'data'/'demo'/'ledger.sqlite').entries('decision')
+    assert [(e.who, e.why, e.facts['go']) for e in signed] == [('Ada Lovelace, risk', WHY, False)]
 
 
-def test_a_slider_moves_a_verdict(browser, lab, evidence):
+def sign_as(w, by, because):
+    form = w.page.locator('.gp-sign-off')
+    form.locator('.gp-sign-by input').fill(by)
+    form.locator('.gp-sign-decision').get_by_text('NO-GO', exact=True).click()
+    form.locator('.gp-sign-because textarea').fill(because)
+    form.locator('.gp-sign').click()
+    form.locator('.gp-signed', has_text='NO-GO').wait_for()
+    w.page.locator('#jp-main-statusbar').get_by_text('| Idle').wait_for()   # where the run stands is read again after that
+
+
+def test_a_slider_moves_a_verdict(browser, lab):
     folder, address = lab
     nb = json.loads((folder/'01_success.ipynb').read_text())
     for c in nb['cells']: c['source'] = ''.join(c['source']).replace('effort: str = "full"', 'effort: str = "quick"')
@@ -193,7 +225,7 @@ def test_a_slider_moves_a_verdict(browser, lab, evidence):
     with Watch(browser, viewport=dict(width=1400, height=1000)) as w:
         run_all(w, address('quick.ipynb'))
         last = w.page.locator('.jp-CodeCell').last
-        handle = last.locator('[role=slider]').first
+        handle = last.locator('[role=slider]').first   # of the target
         handle.wait_for()
         handle.scroll_into_view_if_needed()
         last.get_by_text('FAIL').first.wait_for()
@@ -205,8 +237,9 @@ def test_a_slider_moves_a_verdict(browser, lab, evidence):
         assert w.beyond_loopback() == []
 
 
-DESK = ['from genai_playbook.labelling import *', "task = LabelTask('labels.jsonl', {f'q{i}': dict(message=f'Where is parcel {i}? <b>& \"quoted\"</b>', answer=f'It arrives on day {i}.') for i in range(20)}, gold=dict(q3='wrong'))",
-        "label_widget(Session(task, 'ada'))"]
+DESK = ['from genai_playbook.labelling import *',
+        'items = {f"q{i}": dict(message=f"Where is parcel {i}? <b>& \\"quoted\\"</b>", answer=f"It arrives on day {i}.") for i in range(20)}',
+        'label_widget(Session(LabelTask("labels.jsonl", items, gold=dict(q3="wrong")), "ada"))']
 
 
 def test_ten_answers_are_labelled_by_keyboard_and_survive_a_restart(browser, lab):

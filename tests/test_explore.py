@@ -432,3 +432,36 @@ def test_security_model_that_raises_is_told():
     card.model = lambda: PythonModel(boom)
     view = security_explore.explore(card, ROW)
     assert 'failed' in view.parts(own='hello')['steps']
+
+# chapters 04, 09 and 10
+
+def test_cost_month_moves():
+    from genai_playbook.cost import explore
+    from genai_playbook.returns import CASE
+    view = labelled(explore({k: (0., v, v) for k,v in zip(CASE, (1000., .9, .05, 3., 9., 3.))} | dict(machines=(0., 100., 200.)), 'EUR'))
+    left = lambda **k: float(re.search(r'(-?[\d,]+) EUR', view.parts(**k)['verdict'])[1].replace(',', ''))
+    assert left(**{'share solved': 1.})>left(**{'share solved': .5}) and left(**{'cases a month': 0.})==-100
+    assert 'share solved: 90.0%' in view.still()
+
+def test_monitoring_says_who_notices(monkeypatch):
+    from genai_playbook import monitoring
+    seen = []
+    def drill(table, clusters, rng, size, fault, pool, windows):
+        seen.append((fault.name, fault.shares[0]))
+        return ns(alarms=[{'length'} if fault.shares[0]>.5 else set()])
+    monkeypatch.setattr(monitoring, 'run_drill', drill)
+    monkeypatch.setattr(monitoring, 'replace', lambda f, shares: ns(name=f.name, shares=shares))
+    view = labelled(monitoring.explore(None, None, 100, [ns(name='broken'), ns(name='slow')], dict(broken=[], slow=[])))
+    assert 'nobody' in view.shown['verdict'].value
+    view.made['share'].value,view.made['fault'].value = .9,'slow'
+    assert 'length' in view.shown['verdict'].value and seen[-1]==('slow', .9)
+
+def test_governance_filters_the_matrix():
+    from datetime import date
+    from genai_playbook.compliance import load_catalogues, matrix
+    from genai_playbook.governance import explore
+    rows = matrix(load_catalogues(), [], [], date(2026, 6, 1))
+    view = labelled(explore(rows))
+    first,last = (view.controls['catalogue'].options['options'][i] for i in (0, -1))
+    assert view.parts(catalogue=first)['matrix']!=view.parts(catalogue=last)['matrix']
+    assert 'could not' not in explore([]).still()

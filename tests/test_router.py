@@ -99,6 +99,8 @@ def test_a_rollback_is_final_until_somebody_reopens():
     assert [e['what'] for e in router.events] == ['share', 'rollback'] and router.stopped == 'bad'
     for again in (lambda: router.set_share(.1, 'ramp'), lambda: router.promote('ramp')):
         with pytest.raises(PlaybookError, match='reopen'): again()
+    silent, _ = routed(); silent.rollback('')
+    assert silent.arm_of('u') == 'baseline' and silent.stopped
     router.reopen('fixed'); router.set_share(1., 'next try')
     assert loop.run(crowd(router, 1))[0][0].text == 'from the canary'
 

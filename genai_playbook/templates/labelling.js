@@ -43,9 +43,10 @@ function render({ model, el }) {
     texts.replaceChildren();
     for (const [name, text] of state.texts) { make(texts, 'dt', '').textContent = name; make(texts, 'dd', '').textContent = text; }
     said.textContent = state.said;
-    if (state.item === null && keys.contains(document.activeElement)) box.focus();
+    const at = document.activeElement;
     for (const b of keys.children) b.disabled = state.item === null;
     undo.disabled = state.done === 0;
+    if (box.contains(at) && at.disabled) box.focus(); // a button that cannot be pressed would take the keys with it
   }
   make(undo, 'kbd', '').textContent = 'u';
   undo.append(' undo');
