@@ -125,7 +125,7 @@ class Draft:
 
     def load(self):
         "Read the file again; what was typed is gone"
-        self.disk,self.unread,self.mark = _read(self.path),{},''
+        self.disk,self.unread,self.mark,self._text = _read(self.path),{},'',None
         try:
             text = decode_utf8(self.disk)
             parsed = parse_yaml(text)
@@ -147,6 +147,7 @@ class Draft:
     ):
         "Take over what was typed"
         self.unread.pop(place.path, None)
+        self._text = None
         try: _put(self.value, place.path, typed(place, s), {(k,) for k in self.schema['required']})
         except YamlProblem as e: self.unread[place.path] = f'this is no YAML: {e.message}'
         if place.path==('model','kind'): self._fit_model()
@@ -157,7 +158,8 @@ class Draft:
 
     def written(self)->str:
         "The text as it would be saved"
-        return with_values(self.text, self.value)
+        if self._text is None: self._text = with_values(self.text, self.value)
+        return self._text
 
     def changes(self)->list[str]:
         "Lines that would go (-) and come (+)"

@@ -8,6 +8,7 @@ __all__ = ['spell_text', 'spell', 'spell_block', 'with_values']
 # %% ../nbs/components/card_text.ipynb #bfc56392
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 import yaml
 from .errors import PlaybookError
@@ -137,15 +138,18 @@ def _sequence(text, node, old, new, nl):
     return one or _replace(text, node, new, nl)
 
 # %% ../nbs/components/card_text.ipynb #b121198f
+@lru_cache(4) # a form asks again with every key that is pressed
+def _read(text)->tuple[yaml.Node, Any]: return compose_yaml(text),parse_yaml(text).value
+
 def with_values(
     text:str, # of a card, as it stands in the file
     new:dict # everything that it is to say
 )->str:
     "The text with what differs replaced, and every other character kept; raises PlaybookError where that cannot be done"
-    old,nl = parse_yaml(text).value,'\r\n' if '\r\n' in text else '\n'
+    (node,old),nl = _read(text),'\r\n' if '\r\n' in text else '\n'
     if _same(old, new): return text
     res = text
-    edits = _edits(text, compose_yaml(text), old, new, nl)
+    edits = _edits(text, node, old, new, nl)
     for start,end,_,said in sorted(((s, e, i, said) for i,(s,e,said) in enumerate(edits)), reverse=True): res = res[:start]+said+res[end:]
     try: found = parse_yaml(res).value
     except YamlProblem: found = None
