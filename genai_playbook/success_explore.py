@@ -50,9 +50,10 @@ def go_html(
     low = max(0., min(target, truth)-.15)
     x = np.linspace(low, 1, 121)
     picture = curve_svg({'chance of a GO, by the share truly solved; ▲: target': (x, chance_of_go(x, n, target))}, f'Chance of a GO with {n:,} rows at a target of {number(target)}: {number(now)} where {number(truth)} are solved', (low, 1), number, target, (truth, now))
+    rare = lambda p: 'fewer than 0.1 %' if 0<p<.0005 else number(p)
     kind = 'a <strong>false GO</strong>' if truth<target else 'a deserved GO'
-    return (f'<p>Were {number(truth)} of the cases really solved, {n:,} independent rows would give {kind} in <strong>{number(now)}</strong> of all evaluations; '
-            f'just below the target it is {number(worst)}. {fewest_right(n, target):,} of {n:,} must be right.</p>{picture}')
+    return (f'<p>Were {number(truth)} of the cases really solved, {n:,} independent rows would give {kind} in <strong>{rare(now)}</strong> of all evaluations; '
+            f'just below the target it is {rare(worst)}. {fewest_right(n, target):,} of {n:,} must be right.</p>{picture}')
 
 # %% ../nbs/components/success_explore.ipynb #453909d2
 STATES = {1.: ('✓', 'solved'), 0.: ('✗', 'not solved')} # else: no score
@@ -93,7 +94,7 @@ class Answers:
         last = max(1, -(-len(found)//self.page))
         at = found[(min(page, last)-1)*self.page:][:self.page]
         rows = [(' '.join(STATES.get(self.solved[i], ('?', 'no score'))), said(self.prompt[i]), said(self.reference[i]), diff_html(self.answer[i], self.reference[i])) for i in map(int, at)]
-        return table_html(rows, ('', 'prompt', 'reference', 'answer, with its difference'), f'{len(found):,} of {self.n:,} answers; page {min(page, last):,} of {last:,}')
+        return table_html(rows, ('state', 'prompt', 'reference', 'answer, with its difference'), f'{len(found):,} of {self.n:,} answers; page {min(page, last):,} of {last:,}')
 
 # %% ../nbs/components/success_explore.ipynb #25036644
 def explore(
