@@ -148,6 +148,7 @@ class Control:
         x,how = self.value,self.options.get('readout_format')
         return f'{self.label}: {"yes" if x is True else "no" if x is False else format(x, how) if how else x}'
 
+# %% ../nbs/components/exploring.ipynb #1a7dc6bf
 def slider(
     label:str,
     value:float,
@@ -175,6 +176,7 @@ def log_slider(
     value = low if value!=value else max(low, value if value<math.inf else high)
     return Control('FloatLogSlider', label, float(value), help, css, dict(base=10, min=math.log10(low), max=math.log10(max(high, value)), step=.001, readout_format=form))
 
+# %% ../nbs/components/exploring.ipynb #278569f2
 def choice(
     label:str,
     options:Sequence[str],
@@ -223,6 +225,7 @@ def safely(
     except PlaybookError as e: return f'<div role="alert">{escape(str(e))}</div>'
     except Exception as e: return f'<div role="alert">This could not be computed ({type(e).__name__}): try another value.</div>'
 
+# %% ../nbs/components/exploring.ipynb #02374a7d
 class View:
     "Controls linked to what they show"
     def __init__(self,
