@@ -52,7 +52,7 @@ def said(
     most:int=2000 # characters
 )->str: # HTML
     "Somebody's words, as text"
-    if x is None or x!=x: return '<em>(none)</em>'
+    if x is None or not isinstance(x, str) and str(x) in ('nan', 'NaT', '<NA>'): return '<em>(none)</em>'
     x = str(x)
     return escape(x if len(x)<=most else f'{x[:most]} … ({len(x):,} characters)') if x.strip() else '<em>(blank)</em>'
 

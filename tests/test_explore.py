@@ -123,7 +123,7 @@ def test_a_range_holds_its_start(value):
     c = slider('x', value, 0, 1, 'a number to move about')
     assert c.widget().value==c.value and c.still()
 
-@pytest.mark.parametrize('x, shown', [(None, '(none)'), (math.nan, '(none)'), ('', '(blank)'), (3, '3'), ('x'*9000, '9,000 characters')])
+@pytest.mark.parametrize('x, shown', [(None, '(none)'), (math.nan, '(none)'), (pd.NA, '(none)'), ('nan', 'nan'), ('', '(blank)'), (3, '3'), ('x'*9000, '9,000 characters')])
 def test_any_cell_is_text(x, shown): assert shown in said(x)
 
 # chapter 01
@@ -159,7 +159,7 @@ def test_success_filters_sorts_and_pages():
     assert 'page 13 of 13' in view.parts()['answers']
     assert view.parts(page=1, order='furthest from the reference')['answers']!=view.parts(order='nearest to it')['answers']
 
-@pytest.mark.parametrize('rows', [answers(0), answers(1), answers(3, solved=[math.nan]*3, answer=[None]*3, reference=[math.nan]*3), pd.DataFrame(dict(prompt=['x'], answer=['y']))])
+@pytest.mark.parametrize('rows', [answers(0), answers(1), answers(2, solved=pd.array([1, None], dtype='Int64'), answer=pd.array(['x', None], dtype='string')), answers(3, solved=[math.nan]*3, answer=[None]*3, reference=[math.nan]*3), pd.DataFrame(dict(prompt=['x'], answer=['y']))])
 def test_success_thin_data(rows):
     view = labelled(success_explore.explore(proportion(rows['solved'] if 'solved' in rows else []), .9, rows, ['region'] if 'region' in rows else []))
     assert view.still() and 'could not' not in view.still()
