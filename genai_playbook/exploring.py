@@ -35,14 +35,14 @@ def contrast(
     low,high = sorted((luminance(a), luminance(b)))
     return (high+.05)/(low+.05)
 
-MARKS = {'added': ('#d5f0dc', '#0a4420'), 'removed': ('#fbdcd8', '#7a1410'), 'found': ('#fdf0b8', '#4a3800')} # background, text
+MARKS = {'added': ('#d5f0dc', '#0a4420'), 'removed': ('#fbdcd8', '#7a1410')} # background, text
 
 def mark(
     text:str,
     kind:str # of `MARKS`
 )->str: # HTML
     "Text that stands out, by its colours and by a line"
-    tag,line = {'added': ('ins', 'underline'), 'removed': ('del', 'line-through')}.get(kind, ('mark', 'none'))
+    tag,line = ('ins', 'underline') if kind=='added' else ('del', 'line-through')
     back,ink = MARKS[kind]
     return f'<{tag} style="background:{back};color:{ink};text-decoration:{line};padding:0 .15em">{escape(text)}</{tag}>'
 
@@ -52,7 +52,7 @@ def said(
     most:int=2000 # characters
 )->str: # HTML
     "Somebody's words, as text"
-    if x is None or x!=x: return '<em>(none)</em>'
+    if x is None or not isinstance(x, str) and str(x) in ('nan', 'NaT', '<NA>'): return '<em>(none)</em>'
     x = str(x)
     return escape(x if len(x)<=most else f'{x[:most]} … ({len(x):,} characters)') if x.strip() else '<em>(blank)</em>'
 
@@ -148,6 +148,7 @@ class Control:
         x,how = self.value,self.options.get('readout_format')
         return f'{self.label}: {"yes" if x is True else "no" if x is False else format(x, how) if how else x}'
 
+# %% ../nbs/components/exploring.ipynb #1a7dc6bf
 def slider(
     label:str,
     value:float,
@@ -172,18 +173,18 @@ def log_slider(
     css:str=''
 )->Control:
     "A number to move over orders of magnitude"
-    value = value if low<=value<math.inf else low
+    value = low if value!=value else max(low, value if value<math.inf else high)
     return Control('FloatLogSlider', label, float(value), help, css, dict(base=10, min=math.log10(low), max=math.log10(max(high, value)), step=.001, readout_format=form))
 
+# %% ../nbs/components/exploring.ipynb #278569f2
 def choice(
     label:str,
-    options:Sequence, # texts, or pairs of text and value
+    options:Sequence[str],
     help:str,
-    value=None # None: the first
+    value:str|None=None # None: the first
 )->Control:
     "One of several"
-    first = next(iter(options), None)
-    return Control('Dropdown', label, (first[1] if isinstance(first, tuple) else first) if value is None else value, help, options=dict(options=list(options)))
+    return Control('Dropdown', label, value or next(iter(options), None), help, options=dict(options=list(options)))
 
 def words(
     label:str,
@@ -224,6 +225,7 @@ def safely(
     except PlaybookError as e: return f'<div role="alert">{escape(str(e))}</div>'
     except Exception as e: return f'<div role="alert">This could not be computed ({type(e).__name__}): try another value.</div>'
 
+# %% ../nbs/components/exploring.ipynb #02374a7d
 class View:
     "Controls linked to what they show"
     def __init__(self,

@@ -40,13 +40,13 @@ def load_html(
     share:float, headroom:float
 )->dict[str,str]:
     "What the setting gives, and what it needs"
-    run = one.at(rate, replicas)
+    run = one.at(rate, replicas, 320_000//replicas) # a request costs more to place where there are many
     ok,need = run.good(latency, one.ttft),one.needed(rate, latency, share, headroom)
     seen = run.latency[int(.1*len(run.at)):]
     p95 = '' if np.isnan(seen).all() else f', 95 % of those that are not refused within {1e3*np.nanquantile(seen, .95):,.0f} ms'
     keeps = '✓ <strong>kept</strong>' if ok>=share else '✗ <strong>not kept</strong>'
     said = f'{number(ok)} of the requests are served within the levels{p95}, {number(float(run.refused.mean()))} are refused'
-    x = np.linspace(.07, 1, 14)*max(2*rate, 1.2*replicas*one.replica.most) # beyond the wall
+    x = np.linspace(.1, 1, 10)*max(2*rate, 1.2*replicas*one.replica.most) # beyond the wall
     picture = curve_svg({f'served within the levels by {replicas:,} replica{"s"*(replicas>1)}, by requests/s; ▲: this rate': (x, [one.in_time(r, replicas, latency) for r in x])}, said, (0, x[-1]), lambda v: f'{v:,.3g}', rate, (rate, ok))
     needs = f'<strong>{need:,}</strong> replica{"s keep" if need>1 else " keeps"} it with {number(headroom)} of head-room' if need else 'No number of replicas keeps it: one request alone takes too long'
     return dict(verdict=f'<div role="status">{keeps}: {said}, where {number(share)} must be served in time (simulated, {len(run.at):,} requests).</div>', needs=f'<p>{needs}.</p>{picture}')

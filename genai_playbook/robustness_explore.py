@@ -26,7 +26,7 @@ def versions_html(
     same = {k: normalise(a)==normalise(clean) for k,a in answers.items()}
     rows = [(escape(k), diff_html(t, first), diff_html(answers[k], clean), '' if t==first else '✓ the same' if same[k] else '✗ another answer') for k,t in versions.items()]
     told = '; '.join(f'{"✓" if ok else "✗"} <strong>{escape(k)}</strong>: {"the same answer" if ok else "another answer"}' for k,ok in list(same.items())[1:])
-    return dict(verdict=f'<div role="status">{told}</div>', versions=table_html(rows, ('version', 'message', 'answer', ''), 'What was asked, and what came back'))
+    return dict(verdict=f'<div role="status">{told}</div>', versions=table_html(rows, ('version', 'message', 'answer', 'compared'), 'What was asked, and what came back'))
 
 # %% ../nbs/components/robustness_explore.ipynb #22ddc2b6
 def dial_html(

@@ -61,6 +61,7 @@ def guards_of(card)->list[Guard]:
     own = [(n, False) for n in ('clean_text', 'short_enough', 'block_injection')] + [(n, True) for n in ('redact_secrets', 'redact_personal_data')]
     return res + [Guard(n, getattr(guards, n), behind, False) for n,behind in own if (n, behind) not in there]
 
+# %% ../nbs/components/security_explore.ipynb #b09b5bd1
 def attack_html(
     card,
     attack:Attack,
@@ -84,6 +85,7 @@ def attack_html(
     stopped = next((p.guard for p in [*way, *back] if p.text is None), '')
     return dict(verdict=verdict_html(attack, end.text or '', prompt, card.spec.prompt.system or '', stopped), steps=table_html([(str(i+1), *s) for i,s in enumerate(steps)], ('step', 'who', 'did', 'text after it'), 'The way of the message and of its answer'))
 
+# %% ../nbs/components/security_explore.ipynb #4ce29a36
 def verdict_html(
     attack:Attack,
     answer:str,

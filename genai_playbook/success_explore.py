@@ -9,10 +9,11 @@ __all__ = ['STATES', 'fewest_right', 'chance_of_go', 'go_html', 'Answers', 'expl
 import math
 import numpy as np
 from collections.abc import Sequence
+from fastcore.basics import patch
 from .exploring import View, choice, curve_svg, diff_html, judged, said, slider, table_html, words
 from .faces import number
 from .metrics_text import token_f1
-from .stats import Estimate
+from .stats import Estimate, scores
 
 # %% ../nbs/components/success_explore.ipynb #0f0d460e
 def fewest_right(
@@ -50,9 +51,10 @@ def go_html(
     low = max(0., min(target, truth)-.15)
     x = np.linspace(low, 1, 121)
     picture = curve_svg({'chance of a GO, by the share truly solved; ▲: target': (x, chance_of_go(x, n, target))}, f'Chance of a GO with {n:,} rows at a target of {number(target)}: {number(now)} where {number(truth)} are solved', (low, 1), number, target, (truth, now))
+    rare = lambda p: 'fewer than 0.1 %' if 0<p<.0005 else number(p)
     kind = 'a <strong>false GO</strong>' if truth<target else 'a deserved GO'
-    return (f'<p>Were {number(truth)} of the cases really solved, {n:,} independent rows would give {kind} in <strong>{number(now)}</strong> of all evaluations; '
-            f'just below the target it is {number(worst)}. {fewest_right(n, target):,} of {n:,} must be right.</p>{picture}')
+    return (f'<p>Were {number(truth)} of the cases really solved, {n:,} independent rows would give {kind} in <strong>{rare(now)}</strong> of all evaluations; '
+            f'just below the target it is {rare(worst)}. {fewest_right(n, target):,} of {n:,} must be right.</p>{picture}')
 
 # %% ../nbs/components/success_explore.ipynb #453909d2
 STATES = {1.: ('✓', 'solved'), 0.: ('✗', 'not solved')} # else: no score
@@ -67,7 +69,7 @@ class Answers:
         self.page,self.n = page,len(rows)
         column = lambda c: list(rows[c]) if c in rows else [None]*self.n
         self.prompt,self.answer,self.reference = (column(c) for c in ('prompt', 'answer', 'reference'))
-        self.solved = np.asarray(column('solved'), float)
+        self.solved = scores(column('solved'), 'right-or-wrong scores')
         self.text = ['\n'.join(str(t) for t in r if isinstance(t, str)).lower() for r in zip(self.prompt, self.answer, self.reference)]
         self.slices = {f'{c}: {k}': np.asarray(rows[c]==k) for c in slices for k in sorted(rows[c].dropna().unique(), key=str)}
         near = np.array([token_f1(a, r) if isinstance(a, str) and isinstance(r, str) else math.nan for a,r in zip(self.answer, self.reference)])
@@ -75,25 +77,28 @@ class Answers:
         self.orders = {'furthest from the reference': order(np.nan_to_num(near, nan=-1.)), 'nearest to it': order(-np.nan_to_num(near, nan=-1.)),
                        'longest answer': order([-len(a) if isinstance(a, str) else 0 for a in self.answer]), 'as in the data': np.arange(self.n)}
 
-    def find(self,
-        text:str='', state:str='all', part:str='all', order:str='as in the data'
-    )->np.ndarray: # places of the rows
-        "Rows that have the text, the state and the slice, in order"
-        keep = self.slices.get(part, np.ones(self.n, bool))
-        keep = keep & {'solved': self.solved==1, 'not solved': self.solved==0, 'no score': np.isnan(self.solved)}.get(state, True)
-        if want := text.strip().lower(): keep = keep & np.fromiter((want in t for t in self.text), bool, self.n)
-        at = self.orders[order]
-        return at[keep[at]]
+# %% ../nbs/components/success_explore.ipynb #18b45387
+@patch
+def find(self:Answers,
+    text:str='', state:str='all', part:str='all', order:str='as in the data'
+)->np.ndarray: # places of the rows
+    "Rows that have the text, the state and the slice, in order"
+    keep = self.slices.get(part, np.ones(self.n, bool))
+    keep = keep & {'solved': self.solved==1, 'not solved': self.solved==0, 'no score': np.isnan(self.solved)}.get(state, True)
+    if want := text.strip().lower(): keep = keep & np.fromiter((want in t for t in self.text), bool, self.n)
+    at = self.orders[order]
+    return at[keep[at]]
 
-    def html(self,
-        found:np.ndarray, # of `find`
-        page:int=1 # counts from 1; beyond the last: the last
-    )->str:
-        "One page of what was found"
-        last = max(1, -(-len(found)//self.page))
-        at = found[(min(page, last)-1)*self.page:][:self.page]
-        rows = [(' '.join(STATES.get(self.solved[i], ('?', 'no score'))), said(self.prompt[i]), said(self.reference[i]), diff_html(self.answer[i], self.reference[i])) for i in map(int, at)]
-        return table_html(rows, ('', 'prompt', 'reference', 'answer, with its difference'), f'{len(found):,} of {self.n:,} answers; page {min(page, last):,} of {last:,}')
+@patch
+def html(self:Answers,
+    found:np.ndarray, # of `find`
+    page:int=1 # counts from 1; beyond the last: the last
+)->str:
+    "One page of what was found"
+    last = max(1, -(-len(found)//self.page))
+    at = found[(min(page, last)-1)*self.page:][:self.page]
+    rows = [(' '.join(STATES.get(self.solved[i], ('?', 'no score'))), said(self.prompt[i]), said(self.reference[i]), diff_html(self.answer[i], self.reference[i])) for i in map(int, at)]
+    return table_html(rows, ('state', 'prompt', 'reference', 'answer, with its difference'), f'{len(found):,} of {self.n:,} answers; page {min(page, last):,} of {last:,}')
 
 # %% ../nbs/components/success_explore.ipynb #25036644
 def explore(
