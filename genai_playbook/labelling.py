@@ -99,7 +99,7 @@ class LabelFile:
 
     def _take(self, line):
         try:
-            rec = json.loads(line)
+            rec = json.loads(line.decode('utf8', 'surrogatepass'))
             event,who,item,label = (rec[k] for k in ('event', 'reviewer', 'item', 'label'))
             known = event in ('label', 'settle') and item in self.task.items and (label is None or label in self.task.labels)
         except (ValueError, RecursionError, KeyError, TypeError):

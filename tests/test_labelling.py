@@ -51,6 +51,12 @@ def test_what_is_no_label_is_counted_and_left_out(tmp_path):
     assert list(file.given['ada']) == ['q1'] and file.unreadable == 10 and file.foreign == 3 and list(file.given) == ['ada']
 
 
+def test_any_text_may_be_an_id_a_label_or_a_name(tmp_path):
+    task = LabelTask(tmp_path/'l.jsonl', {'\ud800': {}, 'ü\n"': {}}, labels=['да', 'no\u2028'])
+    finish(Session(task, 'Zoë\udfff'), 'no\u2028')
+    assert Session(task, 'Zoë\udfff').done == 2 and set(final_labels(task)) == set(task.items)
+
+
 def test_labels_of_another_task_in_the_same_file_do_not_count(tmp_path):
     finish(Session(LabelTask(tmp_path/'labels.jsonl', {'q0': {}, 'other': {}}, labels=['yes', 'no']), 'ada'), 'yes')
     s = Session(a_task(tmp_path), 'ada')
