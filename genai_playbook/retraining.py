@@ -46,7 +46,7 @@ def retraining_due(
     row = next((i for i,a in enumerate(reversed(seen)) if not a), len(seen))
     age = None if last is None else (now-last)/timedelta(days=1)
     drift,fed,old = row>=rule.windows,reviewed>=rule.feedback,age is not None and age>=rule.days
-    why = [f'the last {row} windows with data are in alarm']*drift + [f'{reviewed:,} new rows of feedback are reviewed']*fed + [f'the model is {age:.0f} days old' if old else '']*old
+    why = [f'the last {row} windows with data are in alarm']*drift + [f'{reviewed:,} new rows of feedback are reviewed']*fed + ([f'the model is {age:.0f} days old'] if old else [])
     if why: return Trigger(True, ' and '.join(why))
     told = f'the model is {age:.0f} of {rule.days:g} days old' if age is not None else 'nobody knows how old the model is'
     return Trigger(False, f'{row} of {rule.windows} windows in a row in alarm, {reviewed:,} of {rule.feedback:,} rows of feedback, {told}')

@@ -304,7 +304,7 @@ def test_no_probe_comes_through_and_each_is_refused_for_its_own_reason(tmp_path,
     with pytest.MonkeyPatch.context() as m:
         m.setattr(LedgerRegistry, 'move', move)
         assert let_through(probe, tmp_path) is False
-    want = dict([('nobody approved it', 'nobody has approved'), ('a later run says NO-GO', 'evidence about it says NO-GO'), ('a hard gate failed in the pipeline', 'SEC01 failed'), ('an unknown version', 'no version 9'),
+    want = dict([('nobody approved it', 'nobody has approved'), ('a later run says NO-GO', 'the evidence about it says NO-GO'), ('a hard gate failed in the pipeline', 'SEC01 failed'), ('an unknown version', 'no version 9'),
                  ('compared with what serves no more', 'somebody was faster'), ('it serves already', 'serves already'), ('a decision without evidence', 'names no evidence')])
     assert len(said) == 1 and want.get(probe, 'approved|only 1 of|NO-GO').split('|')[0] in said[0] or any(w in said[0] for w in ('approved', 'only 1 of', 'NO-GO'))
 
