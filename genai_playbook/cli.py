@@ -306,7 +306,7 @@ def promote(
 def ci(
     forge: Annotated[str, typer.Argument(metavar='github|gitlab', help='Whose CI shall run the playbook.')],
     poc: Annotated[str, typer.Option(help='The card, its folder, or a bundled POC.')] = 'poc.yaml',
-    schedule: Annotated[str, typer.Option(metavar='CRON', help="Also run it as an audit: five fields in UTC, such as '0 3 * * 1' for Mondays at 3:00.")] = '',
+    schedule: Annotated[str|None, typer.Option(metavar='CRON', help="Also run it as an audit: five fields in UTC, such as '0 3 * * 1' for Mondays at 3:00.")] = None,
     out: Annotated[Path|None, typer.Option(metavar='PATH', help='The file; where the forge looks for it when left out.')] = None,
     fail_on: Annotated[str, typer.Option(help='[bold]insufficient[/]: the check is red unless the decision is GO. [bold]no-go[/]: INSUFFICIENT EVIDENCE is a warning.')] = 'insufficient',
     effort: Annotated[str, typer.Option(help='Of a run on a change, quick or full; an audit is always full.')] = 'full',

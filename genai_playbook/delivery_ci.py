@@ -20,7 +20,8 @@ from .report import write_whole
 from .tables import did_you_mean
 
 # %% ../nbs/components/delivery_ci.ipynb #cda7a7f9
-_FIELDS = (('minute', 0, 59, ''), ('hour', 0, 23, ''), ('day of the month', 1, 31, ''), ('month', 1, 12, 'jan feb mar apr may jun jul aug sep oct nov dec'), ('day of the week', 0, 7, 'sun mon tue wed thu fri sat'))
+_FIELDS = (('minute', 0, 59, ''), ('hour', 0, 23, ''), ('day of the month', 1, 31, ''),
+           ('month', 1, 12, 'jan feb mar apr may jun jul aug sep oct nov dec'), ('day of the week', 0, 6, 'sun mon tue wed thu fri sat'))
 
 def _fits(part, low, high, names):
     "Is a part of a cron field (3, mon, 1-5, */15, 8-18/2) one that exists?"
@@ -35,9 +36,11 @@ def cron(
 ) -> str:  # with single blanks
     "A schedule that GitHub and GitLab accept"
     fields = text.split()
-    if len(fields) != 5: raise PlaybookError(f"--schedule {text!r} has {len(fields)} fields; write five, minute hour day month weekday, such as '0 3 * * 1' for Mondays at 3:00 UTC")
+    if len(fields) != 5:
+        raise PlaybookError(f"--schedule {text!r} has {len(fields)} fields; write five, minute hour day month weekday, such as '0 3 * * 1' for Mondays at 3:00 UTC")
     for field, (name, low, high, names) in zip(fields, _FIELDS):
-        if not all(_fits(p, low, high, names) for p in field.split(',')): raise PlaybookError(f'--schedule: {field!r} is no {name}; write a number from {low} to {high}, a range, a list, */n or *')
+        if not all(_fits(p, low, high, names) for p in field.split(',')):
+            raise PlaybookError(f'--schedule: {field!r} is no {name}; write a number from {low} to {high}, a range, a list, */n or *')
     return ' '.join(fields)
 
 # %% ../nbs/components/delivery_ci.ipynb #31fe2e78
@@ -95,11 +98,13 @@ def github_workflow(
     run = run_command(job, 'GITHUB_EVENT_NAME')
     play = dict(name='Run the playbook', run=run if job.fail_on == 'insufficient' else _WARN.format(run=run))
     if job.keys: play['env'] = {k: f'${{{{ secrets.{k} }}}}' for k in job.keys}
-    steps = [dict(uses='actions/checkout@v4'), {'uses': 'actions/setup-python@v5', 'with': {'python-version': '3.11'}}, dict(name='Install', run=job.install), play,
+    steps = [dict(uses='actions/checkout@v4'), {'uses': 'actions/setup-python@v5', 'with': {'python-version': '3.11'}},
+             dict(name='Install', run=job.install), play,
              {'name': 'Show the summary', 'if': 'always()', 'run': _SUMMARISE.format(evidence=EVIDENCE, to='"$GITHUB_STEP_SUMMARY"')},
              {'name': 'Keep the evidence', 'if': 'always()', 'uses': 'actions/upload-artifact@v4', 'with': dict(name='evidence', path=EVIDENCE)}]
     when = dict(pull_request=None, workflow_dispatch=None) | (dict(schedule=[dict(cron=job.schedule)]) if job.schedule else {})
-    return {'name': 'genai-playbook', 'on': when, 'permissions': dict(contents='read'), 'concurrency': {'group': 'genai-playbook-${{ github.ref }}', 'cancel-in-progress': True},
+    return {'name': 'genai-playbook', 'on': when, 'permissions': dict(contents='read'),
+            'concurrency': {'group': 'genai-playbook-${{ github.event_name }}-${{ github.ref }}', 'cancel-in-progress': True},
             'jobs': dict(playbook={'runs-on': 'ubuntu-latest', 'timeout-minutes': 120, 'steps': steps})}
 
 # %% ../nbs/components/delivery_ci.ipynb #ab341f49
@@ -128,7 +133,8 @@ def _header(kind, job):
     said = [f'Written by `genai-playbook ci {kind}`. Change it as you like: it is not written again without --force.']
     if job.keys and kind == 'github': said.append(f'It needs the secrets {", ".join(job.keys)} (Settings, Secrets and variables, Actions).')
     if job.keys and kind == 'gitlab': said.append(f'It needs the masked CI/CD variables {", ".join(job.keys)} (Settings, CI/CD, Variables).')
-    if job.schedule and kind == 'gitlab': said.append(f'The audit starts with a pipeline schedule, made once: glab schedule create --description "genai-playbook audit" --ref main --cron "{job.schedule}"')
+    if job.schedule and kind == 'gitlab':
+        said.append(f'The audit starts with a pipeline schedule, made once: glab schedule create --description "genai-playbook audit" --ref main --cron "{job.schedule}"')
     return ''.join(f'# {s}\n' for s in said)
 
 def ci_text(
@@ -152,7 +158,8 @@ def _from_root(poc, root):
     path, bundled = find_card(poc)
     if bundled: return str(poc)
     try: name = path.resolve().relative_to(root).as_posix()
-    except ValueError: raise PlaybookError(f'{poc} lies outside the repository {root}, where CI cannot see it; run this inside the repository of the POC') from None
+    except ValueError:
+        raise PlaybookError(f'{poc} lies outside the repository {root}, where CI cannot see it; run this inside the repository of the POC') from None
     if not name.isprintable() or '${{' in name: raise PlaybookError(f'CI cannot be given the path {name!r}; rename it')
     return name
 
@@ -174,7 +181,7 @@ def _keep(path, text, force):
 def write_ci(
     kind: str,                         # github or gitlab
     poc: str|Path = 'poc.yaml',        # a card, its folder, or a bundled POC
-    schedule: str = '',                # five fields of cron in UTC; '': no audit
+    schedule: str|None = None,         # five fields of cron in UTC; None: no audit
     out: str|Path|None = None,         # None: where the forge looks for it
     fail_on: str = FAIL_ON[0],         # one of FAIL_ON
     effort: str = 'full',              # of a run on a change
@@ -189,4 +196,4 @@ def write_ci(
     name, keys = _from_root(poc, root), keys_of(load_card(poc).spec.model_dump())
     install = install or Job.install + (' -r requirements.txt' if (root/'requirements.txt').is_file() else '')
     path = Path(out) if out else root/KINDS[kind][1]
-    return path, _keep(path, ci_text(kind, Job(name, cron(schedule) if schedule else '', fail_on, effort, keys, install)), force)
+    return path, _keep(path, ci_text(kind, Job(name, '' if schedule is None else cron(schedule), fail_on, effort, keys, install)), force)

@@ -10,7 +10,7 @@ __all__ = ['SPLIT_P', 'MARGIN', 'MANY', 'MIN_USERS', 'MAX_SKEW', 'SHIP', 'DONT',
 # %% ../nbs/components/experiments.ipynb #514bd5b7
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,8 @@ import numpy as np
 
 from .comparing import _margin
 from .errors import PlaybookError
-from .experiment_plan import _fewest, half_width, p_at_any_look, required_users, tightest
-from .stats import SKEW_FACTOR, Estimate, _ends, _level, scores
+from .experiment_plan import _fewest, error_level, half_width, p_at_any_look, required_users, tightest
+from .stats import SKEW_FACTOR, Estimate, _ends, scores
 from .tables import DataError, as_number, as_text, as_time, did_you_mean, read_table
 
 if TYPE_CHECKING: import pandas as pd
@@ -38,7 +38,8 @@ def _labels(frame, name, where):
     import pandas as pd
     column = frame[name]
     text = _typed(column, lambda c: c.astype('str') if pd.api.types.is_string_dtype(c) or pd.api.types.is_integer_dtype(c) else as_text(c), as_text)
-    if (no := np.flatnonzero(text.isna() | (text.str.strip() == ''))).size: raise DataError(f'{where}: row {no[0] + 1} has no {name}' + (f', and {no.size - 1:,} more have none' if no.size > 1 else '') + '; every row needs one')
+    if (no := np.flatnonzero(text.isna() | (text.str.strip() == ''))).size:
+        raise DataError(f'{where}: row {no[0] + 1} has no {name}' + (f', and {no.size - 1:,} more have none' if no.size > 1 else '') + '; every row needs one')
     return text
 
 def _moments_in_time(frame, where):
@@ -47,20 +48,31 @@ def _moments_in_time(frame, where):
     if (no := int(at.isna().sum())): raise DataError(f'{where}: {no:,} rows have no time in `at`; every row needs the moment at which it was measured')
     return at
 
+# %% ../nbs/components/experiments.ipynb #d6181939
+def _number_or_text(column):
+    "Numbers, and true and false, as numbers; a column that holds anything else as it is, or as text"
+    import pandas as pd
+    if not pd.api.types.is_string_dtype(column) and column.dtype != object: return column
+    text = as_text(column) if column.dtype == object else column
+    number = pd.to_numeric(text, errors='coerce')
+    if (number.isna() & text.notna()).any(): number = number.fillna(text.str.lower().map(dict(true=1., false=0.)))
+    return text if (number.isna() & text.notna()).any() else number.astype(float)
+
 def read_assignments(
     source: 'pd.DataFrame|str|Path',    # a data frame, or a CSV, JSONL or Parquet file
     names: Mapping[str, str]|None = None, # what `user`, `arm` and `at` are called there: {'user': 'customer_id'}
-) -> 'pd.DataFrame':  # user and arm as text, at in UTC, every column of numbers as numbers
+) -> 'pd.DataFrame':  # user and arm as text, at in UTC, every column of numbers (or true and false) as numbers
     "An assignment log, typed and checked"
     import pandas as pd
     frame, where = (source.reset_index(drop=True), 'the log') if isinstance(source, pd.DataFrame) else (read_table(source), Path(source).name)
     frame = frame.rename(columns={v: k for k, v in (names or {}).items()})
+    if twice := frame.columns[frame.columns.duplicated()].tolist(): raise DataError(f'{where}: two columns are called `{twice[0]}`; leave one of them out')
     for need in ('user', 'arm', 'at'):
-        if need not in frame: raise DataError(f'{where}: there is no column `{need}`{did_you_mean(need, map(str, frame.columns), "columns")}; name it with names={{"{need}": …}}')
+        if need not in frame:
+            raise DataError(f'{where}: there is no column `{need}`{did_you_mean(need, map(str, frame.columns), "columns")}; name it with names={{"{need}": …}}')
     if frame.empty: raise DataError(f'{where}: there are columns but no rows')
     typed = dict(user=_labels(frame, 'user', where), arm=_labels(frame, 'arm', where), at=_moments_in_time(frame, where))
-    for c in frame.columns.difference(['user', 'arm', 'at'], sort=False):
-        if pd.api.types.is_string_dtype(frame[c]) and (number := pd.to_numeric(frame[c], errors='coerce')).notna().sum() == frame[c].notna().sum(): typed[c] = number.astype(float)
+    typed |= {c: _number_or_text(frame[c]) for c in frame.columns.difference(['user', 'arm', 'at'], sort=False)}
     return frame.assign(**typed)
 
 # %% ../nbs/components/experiments.ipynb #0b236708
@@ -91,7 +103,7 @@ class Metric:
 
     def __post_init__(self):
         if self.better not in ('higher', 'lower'): raise PlaybookError(f"{self.name}: better must be 'higher' or 'lower', not {self.better!r}")
-        if not (isinstance(self.least, (int, float)) and 0 <= self.least < math.inf): raise PlaybookError(f'{self.name}: least must be 0 or more, not {self.least!r}')
+        if not (isinstance(self.least, (int, float, np.number)) and 0 <= self.least < math.inf): raise PlaybookError(f'{self.name}: least must be 0 or more, not {self.least!r}')
         if self.margin is not None: _margin(self.margin)
     @property
     def sign(self) -> int: return 1 if self.better == 'higher' else -1
@@ -109,14 +121,14 @@ class _Log:
     counts: dict        # users by the arm that they saw first
     crossed: int        # users in several arms
     notes: list
-    silent: str         # arms without rows on days on which others have many
+    silent: str         # an arm without rows on a day on which it should have many; '' when there is none
 
 # %% ../nbs/components/experiments.ipynb #66c5592d
-MANY = 20  # rows a day: so many are expected, and none came, by chance once in e²⁰ days
+MANY = 20  # users a day: so many are expected, and none comes, by chance once in e²⁰ days
 
 def _without_repeats(frame, notes):
     "Each row once, by its id where there is one, in the order of time"
-    repeated = frame.duplicated('id' if 'id' in frame else None)
+    repeated = frame.duplicated(['id', 'user', 'arm', 'at'] if 'id' in frame else None)
     if repeated.any() and 'id' not in frame and (frame['at'] == frame['at'].dt.floor('min')).all():
         notes.append(f'{int(repeated.sum()):,} rows look like others and are kept: the times are too coarse to tell a repeat; a column `id` would tell.')
     elif repeated.any():
@@ -127,32 +139,38 @@ def _without_repeats(frame, notes):
         frame = frame.sort_values('at', kind='stable')
     return frame.reset_index(drop=True)
 
-def _days(frame, code, arms, notes):
-    "Rows of each day and arm; a note on days that nobody has"
+def _days(frame, user, code, arms, notes):
+    import pandas as pd
+    "Users of each day and arm; a note on days that nobody has"
     day = frame['at'].dt.floor('D')
     number = ((day - day.iloc[0]).dt.days).to_numpy()
-    rows = np.bincount(number*len(arms) + code, minlength=(number[-1] + 1)*len(arms)).reshape(-1, len(arms))
-    empty = np.flatnonzero(rows.sum(1) == 0)
-    if empty.size and rows.sum()/(len(rows) - empty.size) >= MANY:
+    once = ~pd.DataFrame(dict(day=number, user=user)).duplicated().to_numpy()
+    users = np.bincount((number*len(arms) + code)[once], minlength=(number[-1] + 1)*len(arms)).reshape(-1, len(arms))
+    empty = np.flatnonzero(users.sum(1) == 0)
+    if empty.size and users.sum()/(len(users) - empty.size) >= MANY:
         dates = [f'{day.iloc[0] + np.timedelta64(int(i), "D"):%Y-%m-%d}' for i in empty[:3]]
-        notes.append(f'No arm has a row on {empty.size:,} of {len(rows):,} days ({", ".join(dates)}{" …" if empty.size > 3 else ""}): what happened then is not counted.')
-    return day.iloc[0], rows
+        notes.append(f'No arm has a row on {empty.size:,} of {len(users):,} days ({", ".join(dates)}{" …" if empty.size > 3 else ""}): what happened then is not counted.')
+    return day.iloc[0], users
 
-def _silence(first, rows, arms):
+def _silence(first, users, arms):
     "Where one arm has no row on a day on which it should have many"
-    expected = rows.sum(1, keepdims=True)*rows.sum(0)/rows.sum()
-    found = [(i, a) for i, a in zip(*np.nonzero((rows == 0) & (expected >= MANY)))]
+    expected = users.sum(1, keepdims=True)*users.sum(0)/users.sum()
+    found = list(zip(*np.nonzero((users == 0) & (expected >= MANY))))
     if not found: return ''
     i, a = found[0]
-    return f'Arm {arms[a]} has no row on {first + np.timedelta64(int(i), "D"):%Y-%m-%d}' + (f' and {len(found) - 1:,} more such days' if len(found) > 1 else '') + ', when others have'
+    more = f' and {len(found) - 1:,} more such days' if len(found) > 1 else ''
+    return f'Arm {arms[a]} has no row on {first + np.timedelta64(int(i), "D"):%Y-%m-%d}{more}, when others have'
 
 # %% ../nbs/components/experiments.ipynb #35c4f79e
 def _planned(found, baseline, shares):
     "The arms, the baseline first"
     planned = list(shares) if shares else found
-    if unknown := [a for a in found if a not in planned]: raise PlaybookError(f'arm `{unknown[0]}` is in the log but not in shares{did_you_mean(unknown[0], planned, "arms")}; add it, or leave its rows out')
-    if baseline not in planned: raise PlaybookError(f'there is no arm `{baseline}`{did_you_mean(baseline, planned, "arms")}; one that has no rows yet must be named in shares')
-    if shares and not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in shares.values()): raise PlaybookError('every planned share must be a number above 0')
+    if unknown := [a for a in found if a not in planned]:
+        raise PlaybookError(f'arm `{unknown[0]}` is in the log but not in shares{did_you_mean(unknown[0], planned, "arms")}; add it, or leave its rows out')
+    if baseline not in planned:
+        raise PlaybookError(f'there is no arm `{baseline}`{did_you_mean(baseline, planned, "arms")}; one that has no rows yet must be named in shares')
+    if shares and not all(isinstance(v, (int, float, np.number)) and 0 < v < math.inf for v in shares.values()):
+        raise PlaybookError('every planned share must be a number above 0')
     return [baseline, *(a for a in planned if a != baseline)]
 
 def _log(frame, baseline, shares):
@@ -161,7 +179,7 @@ def _log(frame, baseline, shares):
     frame = _without_repeats(frame, notes)
     arms = _planned(sorted(frame['arm'].unique()), baseline, shares)
     code, user = pd.Index(arms).get_indexer(frame['arm']), pd.factorize(frame['user'])[0]
-    silent = _silence(*_days(frame, code, arms, notes), arms)
+    silent = _silence(*_days(frame, user, code, arms, notes), arms)
     arm = np.full(user.max() + 1, -1)
     arm[user[::-1]] = code[::-1]  # the last to be written is the first that was seen
     counts = dict(zip(arms, np.bincount(arm, minlength=len(arms)).tolist()))
@@ -182,7 +200,7 @@ def user_values(
     user,                                    # code of each row's user, 0 … size - 1
     size: int,                               # users
     bounds: tuple[float, float]|None = None, # lowest and highest possible value
-) -> list[np.ndarray]:  # with the worst, without, and with the best values for what is missing; NaN where nothing is known
+) -> list[np.ndarray]:  # with the worst, without, and with the best values for what is missing: one array thrice where nothing is
     "Mean of each user's rows"
     seen = ~np.isnan(x)
     known, missing = (np.bincount(user[k], minlength=size) for k in (seen, ~seen))
@@ -198,14 +216,14 @@ def cuped(
     value,                # what each user scored in the experiment; NaN where nothing is known
     pre,                  # what the same user scored before it; NaN for who was not there
     arm,                  # code of each user's arm; below 0: not in the experiment
-) -> tuple[np.ndarray, float]:  # adjusted values; share of the variance that went, ρ²
-    "Take out what the time before explains (Deng, Xu, Kohavi and Walker 2013)"
+) -> tuple[np.ndarray, float]:  # what to subtract from each user's value; share of the variance that goes with it, ρ²
+    "What the time before explains (Deng, Xu, Kohavi and Walker 2013)"
     keep = ~np.isnan(value) & ~np.isnan(pre) & (arm >= 0)
     a, n = arm[keep], np.maximum(np.bincount(arm[keep]), 1)
     x, y = (v - (np.bincount(a, v)/n)[a] for v in (pre[keep], value[keep]))
-    if not (x@x > 0 and y@y > 0): return value, 0.
+    if not (x@x > 0 and y@y > 0): return np.zeros(len(value)), 0.
     theta = x@y/(x@x)
-    return value - np.where(np.isnan(pre), 0., theta*(pre - pre[keep].mean())), float((x@y)**2/(x@x)/(y@y))
+    return np.where(np.isnan(pre), 0., theta*(pre - pre[keep].mean())), float((x@y)**2/(x@x)/(y@y))
 
 # %% ../nbs/components/experiments.ipynb #3de0ccab
 def _pre_period(log, name, sign):
@@ -214,7 +232,8 @@ def _pre_period(log, name, sign):
     if name in log.frame:
         x = sign*_column(log.frame, name)
         value = user_values(x, log.user, len(log.arm))[1]
-        if (np.abs(x - value[log.user]) > 1e-9*np.nanmax(np.abs(x), initial=1e-300)).any(): raise PlaybookError(f'`{name}` must be what each user did before the experiment, one value for each user, but some users have several')
+        if (np.abs(x - value[log.user]) > 1e-9*np.nanmax(np.abs(x), initial=1e-300)).any():
+            raise PlaybookError(f'`{name}` must be what each user did before the experiment, one value for each user, but some users have several')
         n, mean, var, _ = _arm_moments(value, log.arm, len(log.arms), None)
         apart = np.abs(mean[1:] - mean[0]) > 3.29*np.sqrt(var[1:] + var[0])  # 3.29: p < .001
         why = f'`{name}` has no value' if not n.sum() else f'`{name}` differs between the arms and so cannot be from before the experiment' if apart.any() else ''
@@ -258,14 +277,22 @@ def _too_little(users, var, mean, cube):
     skew = abs(cube)/var**1.5
     return ('the values are too skewed for so few users', sum(users)*(skew/MAX_SKEW)**2) if skew > MAX_SKEW else ('', 0.)
 
+def _spread(n, moment, i, third):
+    "Variance, or third moment, of the difference: as the two arms have it, or as both would have it alike, whichever is larger"
+    power, sign = (2, -1) if third else (1, 1)
+    n, each = n[[0, i]], moment[[0, i]]
+    alike = (n*each*n**power).sum()/n.sum()  # of one user
+    return float(max(abs(each[1] + sign*each[0]), abs(alike*(n[1]**-power + sign*n[0]**-power))))
+
 def _difference(values, arm, size, which, bounds, unknown):
     middle = _arm_moments(values[1], arm, size, bounds)
     moments = [middle if v is values[1] else _arm_moments(v, arm, size, bounds) for v in values]
     (n, mean, _, cube), i = middle, which
     users, base = (int(n[0]), int(n[i])), float(mean[0])
-    if not min(users): return _Difference(sum(users), math.nan, -math.inf, math.inf, math.nan, base, float(mean[i]), 'an arm has no users yet', 2*MIN_USERS)
-    var = float(np.nanmax([m[2][0] + m[2][i] for m in moments]))
-    note, needs = _too_little(users, var, base, float(cube[i] - cube[0]))
+    if not min(users):
+        return _Difference(sum(users), math.nan, -math.inf, math.inf, math.nan, base, float(mean[i]), 'an arm has no users yet', 2*MIN_USERS)
+    var, cube = max(_spread(m[0], m[2], i, False) for m in moments if np.isfinite(m[2][[0, i]]).all()), _spread(n, cube, i, True)
+    note, needs = _too_little(users, var, base, cube)
     if unknown: note, needs = f'{unknown:,} rows have no value and could have any; give bounds', math.inf
     worst, best = (float(moments[k][1][i] - moments[2 - k][1][0]) for k in (0, 2))
     return _Difference(sum(users), float(mean[i] - mean[0]), worst, best, var, base, float(mean[i]), note, needs)
@@ -305,9 +332,10 @@ def _p(job, rho):
     d = job.at
     return 1. if d.note or d.worst <= job.goal else float(p_at_any_look(d.worst - job.goal, d.var, d.users, rho))
 
-def _to_go(d, gap, rho, alpha):
-    if not (d.var > 0 and abs(gap) > 0 and d.needs < math.inf): return None
-    try: n = _fewest(lambda n: half_width(d.var*d.users/n, n, rho, alpha) < abs(gap), d.users)
+def _to_go(d, goal, rho, alpha):
+    gap = d.worst - goal if d.value > goal else goal - d.best  # what is missing may close it for good
+    if not (d.var > 0 and gap > 0 and d.needs < math.inf): return None
+    try: n = _fewest(lambda n: half_width(d.var*d.users/n, n, rho, alpha) < gap, d.users)
     except PlaybookError: return None
     return max(n, math.ceil(d.needs)) - d.users
 
@@ -316,9 +344,10 @@ def _row(arm, job, rho, alpha, level):
     half = float(half_width(d.var, d.users, rho, alpha)) if d.var > 0 else math.inf
     low, high = d.worst - half, d.best + half
     verdict = OPEN if d.note else CLEARS if low > job.goal else MISSES if high < job.goal else OPEN
-    to_go = _to_go(d, d.value - job.goal, rho, alpha) if verdict == OPEN else 0
+    to_go = _to_go(d, job.goal, rho, alpha) if verdict == OPEN else 0
     estimate = Estimate(d.value, low, high, d.users, 'asymptotic confidence sequence', 1 - level, None, job.unscored, not d.note, d.note)
-    return Row(arm, job.metric.name, job.role, job.metric.sign, estimate, job.goal, _p(job, rho), verdict, to_go, job.metric.sign*d.base, job.metric.sign*d.mean, job.explained)
+    sign = job.metric.sign
+    return Row(arm, job.metric.name, job.role, sign, estimate, job.goal, _p(job, rho), verdict, to_go, sign*d.base, sign*d.mean, job.explained)
 
 # %% ../nbs/components/experiments.ipynb #220e9aa3
 def holm_levels(
@@ -362,22 +391,30 @@ class Experiment:
         return self.history()
     def estimate(self, arm: str, metric: str|None = None) -> Estimate:
         "The gain of an arm over the baseline in a metric; more is better"
-        return next(r.estimate for r in self.table if r.arm == arm and r.metric == (metric or self.metric))
+        found = {(r.arm, r.metric): r.estimate for r in self.table}
+        if (key := (arm, metric or self.metric)) not in found:
+            raise PlaybookError(f'arm `{key[0]}` has no metric `{key[1]}` (arms and metrics: {", ".join(map(" ".join, found))})')
+        return found[key]
 
+# %% ../nbs/components/experiments.ipynb #b5d22495
 def _own(r): # value, low, high in the metric's own direction
     return r.sign*r.estimate.value, *sorted((r.sign*r.estimate.low, r.sign*r.estimate.high))
 
 def _shown(r):
     value, low, high = _own(r)
-    return dict(arm=r.arm, metric=r.metric, role=r.role, users=r.estimate.n, baseline=r.base, mean=r.mean, difference=value, low=low, high=high, must_be=f'{">" if r.sign > 0 else "<"} {r.sign*r.goal + 0.:.4g}', verdict=r.verdict, p=r.p, to_go=r.to_go, explained=r.explained)
+    must_be = f'{">" if r.sign > 0 else "<"} {r.sign*r.goal + 0.:.4g}'
+    return dict(arm=r.arm, metric=r.metric, role=r.role, users=r.estimate.n, baseline=r.base, mean=r.mean, difference=value, low=low, high=high,
+                must_be=must_be, verdict=r.verdict, p=r.p, to_go=r.to_go, explained=r.explained)
 
-# %% ../nbs/components/experiments.ipynb #b5d22495
+# %% ../nbs/components/experiments.ipynb #4dbe4464
 MAX_CROSSED = .01  # share of users in several arms above which arms are no arms
 
 def _unsound(log, split):
     "Why this is no experiment; '' when it is one"
     total = sum(log.counts.values())
-    if split[1] < SPLIT_P: return f'The split is not the planned one ({", ".join(f"{a}: {c:,} users" for a, c in log.counts.items())}; p = {split[1]:.2g}): find out who goes missing, and start again.'
+    if split[1] < SPLIT_P:
+        seen = ', '.join(f'{a}: {c:,} users' for a, c in log.counts.items())
+        return f'The split is not the planned one ({seen}; p = {split[1]:.2g}): find out who goes missing, and start again.'
     if log.crossed > MAX_CROSSED*total: return f'{log.crossed:,} of {total:,} users were in several arms: mend the assignment, and start again.'
     if log.silent: return f'{log.silent}: what its users met then is missing; leave the day out for all arms, or start again.'
     return ''
@@ -397,16 +434,22 @@ def _of_all(n, log, i):
     pair = log.counts[log.arms[0]] + log.counts[log.arms[i]]
     return math.ceil(n*sum(log.counts.values())/pair) if pair else n*len(log.arms)//2
 
+# %% ../nbs/components/experiments.ipynb #4dd27bd6
 def _said(r):
     value, low, high = _own(r)
     return f'{r.metric} {value:+.3g} ({low:+.3g} to {high:+.3g})'
 
+def _missed(r):
+    if r.role == 'guardrail': return f'Arm {r.arm} harms a guardrail: {_said(r)}, where {-r.goal:.3g} is acceptable.'
+    return f'Arm {r.arm} ' + (f'gains less than the {r.goal:.3g} that would be worth it' if r.goal else 'is worse') + f': {_said(r)}.'
+
 def _why(rows):
-    arm, missed = rows[0].arm, [r for r in rows if r.verdict == MISSES]
-    if missed: return ' '.join(f'Arm {r.arm} ' + (f'harms a guardrail: {_said(r)}, where {-r.goal:.3g} is acceptable.' if r.role == 'guardrail' else f'gains less than the {r.goal:.3g} that would be worth it: {_said(r)}.' if r.goal else f'is worse: {_said(r)}.') for r in missed)
-    still = [r for r in rows if r.verdict == OPEN]
-    if still: return f'Arm {arm} is undecided: {"; ".join(_said(r) + (f" ({r.estimate.note})" if r.estimate.note else "") for r in still)}.'
-    return f'Arm {arm} is better: {_said(rows[0])}' + (f'; {"both" if len(rows) == 3 else f"all {len(rows) - 1}" if rows[3:] else "the"} guardrail{"s hold" if rows[2:] else " holds"}.' if rows[1:] else '.')
+    "What became of an arm, in words"
+    if missed := [r for r in rows if r.verdict == MISSES]: return ' '.join(map(_missed, missed))
+    open_ = [_said(r) + (f' ({r.estimate.note})' if r.estimate.note else '') for r in rows if r.verdict == OPEN]
+    if open_: return f'Arm {rows[0].arm} is undecided: {"; ".join(open_)}.'
+    guards = ['.', '; the guardrail holds.', '; both guardrails hold.', f'; all {len(rows) - 1} guardrails hold.'][min(len(rows) - 1, 3)]
+    return f'Arm {rows[0].arm} is better: {_said(rows[0])}{guards}'
 
 # %% ../nbs/components/experiments.ipynb #ee4cd4f0
 def _decided(log, rows, split):
@@ -438,6 +481,11 @@ class _Measured:
     bounds: tuple|None
     pre: np.ndarray|None = None  # of each user
 
+    @property
+    def missing(self) -> int: return int(np.isnan(self.x).sum())
+    @property
+    def unknown(self) -> int: return 0 if self.bounds else self.missing  # rows that could have any value
+
 def _measure(log, metric, role, pre):
     metric = metric if isinstance(metric, Metric) else Metric(metric)
     x = metric.sign*_column(log.frame, metric.name)
@@ -449,15 +497,17 @@ def _prepared(log, m, upto=None):
     "Values of users so far, the ends of their scale, and what the pre-period explained"
     values = user_values(m.x[:upto], log.user[:upto], len(log.arm), m.bounds)
     if m.pre is None: return values, m.bounds, 0.
-    adjusted, explained = cuped(values[1], m.pre, log.arm)
-    return [adjusted if v is values[1] else v + (adjusted - values[1]) for v in values], None, explained
+    shift, explained = cuped(values[1], m.pre, log.arm)
+    middle = values[1] - shift
+    return [middle if v is values[1] else v - shift for v in values], None, explained
 
 def _job(log, i, m, values, ends, explained):
     "What must be judged of a metric for one arm"
-    missing = int(np.isnan(m.x).sum())
-    d = _difference(values, log.arm, len(log.arms), i, ends, 0 if m.bounds else missing)
+    d = _difference(values, log.arm, len(log.arms), i, ends, m.unknown)
+    if m.role == 'decides': return _Job(m.metric, m.role, m.metric.least, d, m.missing, explained)
     margin = m.metric.margin if m.metric.margin is not None else MARGIN*abs(d.base)
-    return _Job(m.metric, m.role, m.metric.least if m.role == 'decides' else -margin, d, missing, explained)
+    if margin == 0: d = replace(d, note='a share of nothing is no margin; give margin', needs=math.inf)
+    return _Job(m.metric, m.role, -margin, d, m.missing, explained)
 
 # %% ../nbs/components/experiments.ipynb #59a389ea
 LOOKS = 25  # moments to which a picture looks back
@@ -468,7 +518,7 @@ def _history(log, m, rho, levels):
     for upto in np.unique(np.linspace(0, len(m.x), LOOKS + 1).astype(int))[1:]:
         values, ends, _ = _prepared(log, m, upto)
         for i, alpha in levels.items():
-            d = _difference(values, log.arm, len(log.arms), i, ends, 0)
+            d = _difference(values, log.arm, len(log.arms), i, ends, m.unknown)
             half = float(half_width(d.var, d.users, rho[i], alpha)) if d.var > 0 and not d.note else math.inf
             found.append(dict(arm=log.arms[i], at=log.frame['at'].iloc[upto - 1], users=d.users, value=d.value, low=d.worst - half, high=d.best + half))
     return pd.DataFrame(found, columns=['arm', 'at', 'users', 'value', 'low', 'high'])
@@ -490,7 +540,7 @@ def analyse(
     planned: int = 10_000,                   # users of all arms at which the bounds are tightest; fix it before, see `required_users`
 ) -> Experiment:
     "Ship, don't, or keep running"
-    level = 1 - _level(1 - level)
+    level, guardrails = error_level(level), (guardrails,) if isinstance(guardrails, (str, Metric)) else guardrails
     log = _log(read_assignments(frame), baseline, shares)
     measured = [_measure(log, m, 'guardrail' if k else 'decides', None if k else pre) for k, m in enumerate((metric, *guardrails))]
     ready, rho = [_prepared(log, m) for m in measured], _tightest_of(log.arms, shares, planned, level)
@@ -501,8 +551,9 @@ def analyse(
 
 def _concluded(log, rows, split, level, metric, history):
     verdict, because, n, winner = _decided(log, rows, split)
-    verdicts = {log.arms[i]: _arm_verdict(r) for i, r in rows.items()}
-    return Experiment(verdict, because, n, winner, not _unsound(log, split), verdicts, tuple(r for rs in rows.values() for r in rs), log.counts, split, tuple(log.notes), level, log.arms[0], metric, history)
+    verdicts, table = {log.arms[i]: _arm_verdict(r) for i, r in rows.items()}, tuple(r for rs in rows.values() for r in rs)
+    return Experiment(verdict, because, n, winner, not _unsound(log, split), verdicts, table, log.counts, split, tuple(log.notes),
+                      level, log.arms[0], metric, history)
 
 # %% ../nbs/components/experiments.ipynb #504dd3cf
 def draw(

@@ -196,7 +196,7 @@ def test_a_changed_file_is_never_overwritten_unasked(repo, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('args, says', [
-    (['svn'], 'github or gitlab'), (['gitub'], 'did you mean `github`'), (['github', '--schedule', 'daily'], 'five'), (['github', '--schedule', '0 25 * * *'], 'no hour'),
+    (['svn'], 'github or gitlab'), (['gitub'], 'did you mean `github`'), (['github', '--schedule', 'daily'], 'five'), (['github', '--schedule', '0 25 * * *'], 'no hour'), (['github', '--schedule', ''], '0 fields'),
     (['github', '--fail-on', 'never'], 'insufficient or no-go'), (['github', '--effort', 'huge'], 'quick or full'), (['github', '--poc', 'no.yaml'], 'no.yaml'), (['github', '--poc', '/etc/hostname'], ''),
     (['github', '--out', '.'], 'Cannot write'), (['github', '--out', 'rows.csv/x.yml'], 'Cannot write'), (['github', '--out', 'binary'], 'holds no text')])
 def test_bad_input_is_one_sentence_and_exit_code_2(repo, args, says, capsys, monkeypatch):
