@@ -169,6 +169,10 @@ def _in_full(x, folder:Path): # names of files that lie beside a card, so that a
     short = isinstance(x, str) and 0<len(x)<250 and '\n' not in x and '\0' not in x
     return str((folder/x).resolve()) if short and (folder/x).is_file() else x
 
+def _with_modules(card, folder:Path): # functions that a card names are looked for in its folder
+    for p in card.folder.iterdir():
+        if (p.suffix=='.py' or (p/'__init__.py').is_file()) and not (folder/p.name).exists(): (folder/p.name).symlink_to(p.resolve())
+
 def write_card(
     card:'Card',
     settings:Mapping[str,Any], # of the model that change
@@ -179,7 +183,9 @@ def write_card(
     import yaml
     from genai_playbook.card import load_card, model_path
     value = copy.deepcopy(card.places.value)
-    if path.parent.resolve()!=card.folder.resolve(): value = _in_full(value, card.folder)
+    if path.parent.resolve()!=card.folder.resolve():
+        value = _in_full(value, card.folder)
+        _with_modules(card, path.parent)
     if value['model'].get('kind')=='transformers': value['model']['path'] = model_path(card.model_spec.path, card.folder)
     value['model'] |= settings
     if evaluation: value['data']['evaluation'] = str(evaluation)

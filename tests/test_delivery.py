@@ -185,6 +185,8 @@ def test_a_card_in_another_folder_finds_its_files_and_is_otherwise_the_same(home
     card, there = load_card('demo-hardened'), tmp_path_factory.mktemp('there')
     c, old = write_card(card, dict(max_new_tokens=39), there/'x.yaml'), card.digests()
     assert {k for k, v in c.digests().items() if v != old[k]} <= {'card', 'model', 'fallbacks', 'thresholds'} and len(c.evaluation()) == 4000
+    mine = write_card(load_card(home), dict(target='bot:new'), there/'mine.yaml')  # its module stays where it was
+    assert mine.system().answer(['q odd'])[0].text == 'yes' and len(mine.evaluation()) == 120 and {k for k, v in mine.digests().items() if v != load_card(home).digests()[k]} == {'card', 'model', 'thresholds'}
     assert grown(load_card(home), pd.DataFrame(), there) is None
 
 
