@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
 from .errors import PlaybookError
-from .evidence import NO_GO
+from .evidence import GO, NO_GO
 from .ledger import Entry, Ledger, approval, ledger_path
 
 # %% ../nbs/components/registry.ipynb #ae99757d
@@ -90,6 +90,14 @@ def served_then(
     return next((m.version for m in reversed(registry.moves()) if m.at<=at), None)
 
 # %% ../nbs/components/registry.ipynb #8b82eb2a
+def _bad_news(about, version)->str: # only a GO of a whole run takes bad news back
+    told = lambda failed: f'{NO_GO} ({", ".join(map(str, failed))} failed)'
+    bad = told(f) if (f := version.facts.get('failed')) else ''
+    for e in about:
+        if e.kind=='run' and e.facts.get('verdict') in (GO, NO_GO): bad = NO_GO if e.facts['verdict']==NO_GO else ''
+        elif e.kind=='retrain' and e.facts.get('step')=='gated' and e.facts.get('failed'): bad = told(e.facts['failed'])
+    return bad
+
 def against(
     entries:Sequence[Entry], # of one POC, in order
     version:Version,
@@ -97,9 +105,7 @@ def against(
 )->str: # a clause; '' when nothing does
     "Why a version may not be promoted"
     about = [e for e in entries if version.same(e.digests)]
-    failed = version.facts.get('failed') or []
-    verdict = next((e.facts.get('verdict') for e in reversed(about) if e.kind=='run'), NO_GO if failed else None)
-    if verdict==NO_GO: return f'the last evidence about it says {NO_GO}' + (f' ({", ".join(failed)} failed)' if failed else '')
+    if bad := _bad_news(about, version): return f'the evidence about it says {bad}'
     says = [e for e in about if e.kind=='decision']
     if not says: return 'nobody has approved it: run the playbook on its card and sign the run with `genai-playbook sign --go`'
     state,yes = approval(says, says[-1].digests.get('evidence'), max([needed, *(e.facts['needed'] for e in says if isinstance(e.facts.get('needed'), int))]))

@@ -46,7 +46,7 @@ def retraining_due(
     row = next((i for i,a in enumerate(reversed(seen)) if not a), len(seen))
     age = None if last is None else (now-last)/timedelta(days=1)
     drift,fed,old = row>=rule.windows,reviewed>=rule.feedback,age is not None and age>=rule.days
-    why = [f'the last {row} windows with data are in alarm']*drift + [f'{reviewed:,} new rows of feedback are reviewed']*fed + [f'the model is {age:.0f} days old' if old else '']*old
+    why = [f'the last {row} windows with data are in alarm']*drift + [f'{reviewed:,} new rows of feedback are reviewed']*fed + ([f'the model is {age:.0f} days old'] if old else [])
     if why: return Trigger(True, ' and '.join(why))
     told = f'the model is {age:.0f} of {rule.days:g} days old' if age is not None else 'nobody knows how old the model is'
     return Trigger(False, f'{row} of {rule.windows} windows in a row in alarm, {reviewed:,} of {rule.feedback:,} rows of feedback, {told}')
@@ -169,6 +169,10 @@ def _in_full(x, folder:Path): # names of files that lie beside a card, so that a
     short = isinstance(x, str) and 0<len(x)<250 and '\n' not in x and '\0' not in x
     return str((folder/x).resolve()) if short and (folder/x).is_file() else x
 
+def _with_modules(card, folder:Path): # functions that a card names are looked for in its folder
+    for p in card.folder.iterdir():
+        if (p.suffix=='.py' or (p/'__init__.py').is_file()) and not (folder/p.name).exists(): (folder/p.name).symlink_to(p.resolve())
+
 def write_card(
     card:'Card',
     settings:Mapping[str,Any], # of the model that change
@@ -179,7 +183,9 @@ def write_card(
     import yaml
     from genai_playbook.card import load_card, model_path
     value = copy.deepcopy(card.places.value)
-    if path.parent.resolve()!=card.folder.resolve(): value = _in_full(value, card.folder)
+    if path.parent.resolve()!=card.folder.resolve():
+        value = _in_full(value, card.folder)
+        _with_modules(card, path.parent)
     if value['model'].get('kind')=='transformers': value['model']['path'] = model_path(card.model_spec.path, card.folder)
     value['model'] |= settings
     if evaluation: value['data']['evaluation'] = str(evaluation)

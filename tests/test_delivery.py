@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from genai_playbook.card import load_card
 from genai_playbook.comparing import NOT_WORSE
-from genai_playbook.delivery import GATES, Loss, Section, explore, fires, plot_losses, replayed, slice_losses, worst_loss
+from genai_playbook.delivery import GATES, Loss, Section, explore, fires, flaws, plot_losses, replayed, slice_losses, worst_loss
 from genai_playbook.delivery_drills import PROBES, forbidden, history_drill, let_through
 from genai_playbook.demo import csv_text, feedback_rows
 from genai_playbook.errors import PlaybookError
+from genai_playbook.experiments import analyse
 from genai_playbook.feedback import AGAIN, EMPTY, KNOWN, TORN, UNREVIEWED, held_out, intake, leaked, read_feedback, refusals, text_key
 from genai_playbook.head_to_head import Side
 from genai_playbook.pipeline import HELD, OPEN, READY, Findings, by_success, decided, due, promote, promote_poc, retrain, retrain_poc, roll_back
@@ -184,6 +185,8 @@ def test_a_card_in_another_folder_finds_its_files_and_is_otherwise_the_same(home
     card, there = load_card('demo-hardened'), tmp_path_factory.mktemp('there')
     c, old = write_card(card, dict(max_new_tokens=39), there/'x.yaml'), card.digests()
     assert {k for k, v in c.digests().items() if v != old[k]} <= {'card', 'model', 'fallbacks', 'thresholds'} and len(c.evaluation()) == 4000
+    mine = write_card(load_card(home), dict(target='bot:new'), there/'mine.yaml')  # its module stays where it was
+    assert mine.system().answer(['q odd'])[0].text == 'yes' and len(mine.evaluation()) == 120 and {k for k, v in mine.digests().items() if v != load_card(home).digests()[k]} == {'card', 'model', 'thresholds'}
     assert grown(load_card(home), pd.DataFrame(), there) is None
 
 
@@ -304,7 +307,7 @@ def test_no_probe_comes_through_and_each_is_refused_for_its_own_reason(tmp_path,
     with pytest.MonkeyPatch.context() as m:
         m.setattr(LedgerRegistry, 'move', move)
         assert let_through(probe, tmp_path) is False
-    want = dict([('nobody approved it', 'nobody has approved'), ('a later run says NO-GO', 'evidence about it says NO-GO'), ('a hard gate failed in the pipeline', 'SEC01 failed'), ('an unknown version', 'no version 9'),
+    want = dict([('nobody approved it', 'nobody has approved'), ('a later run says NO-GO', 'the evidence about it says NO-GO'), ('a hard gate failed in the pipeline', 'SEC01 failed'), ('an unknown version', 'no version 9'),
                  ('compared with what serves no more', 'somebody was faster'), ('it serves already', 'serves already'), ('a decision without evidence', 'names no evidence')])
     assert len(said) == 1 and want.get(probe, 'approved|only 1 of|NO-GO').split('|')[0] in said[0] or any(w in said[0] for w in ('approved', 'only 1 of', 'NO-GO'))
 
@@ -340,6 +343,13 @@ def test_a_slice_that_pays_for_the_others_is_on_top_and_bounds_hold_for_all():
 def test_a_replay_puts_each_user_in_one_arm():
     log = replayed(*sides(), pd.date_range('2026-01-01', periods=200, freq='h'))
     assert log.groupby('user')['arm'].nunique().max() == 1 and 60 < (log['arm'] == 'candidate').sum() < 140 and list(log) == ['user', 'arm', 'at', 'solved', 'words']
+
+
+def test_an_experiment_is_void_when_users_go_missing_or_change_arms_and_open_when_there_are_few():
+    log = lambda a, b: pd.DataFrame(dict(user=[f'u{i}' for i in range(a+b)], arm=['old']*a + ['new']*b, at='2026-01-01', solved=1.))
+    crossed = pd.concat([log(500, 510), log(500, 510).head(40).assign(arm='new')])
+    found = [flaws(analyse(x, 'solved', 'old')) for x in (log(500, 510), log(500, 700), crossed, log(40, 40), log(40, 400))]
+    assert [(e.value, e.enough) for e in found] == [(0, True), (1, True), (1, True), (0, False), (1, True)]
 
 
 def test_single_alarms_call_for_nothing():

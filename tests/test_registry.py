@@ -96,8 +96,14 @@ def test_the_last_verdict_counts_whatever_was_signed(reg):
     assert against(reg.ledger.entries(), two) == ''
     run('NO-GO')
     assert 'NO-GO' in against(reg.ledger.entries(), two)
+    run('INSUFFICIENT EVIDENCE')
+    assert 'NO-GO' in against(reg.ledger.entries(), two)  # a later run that cannot tell takes nothing back
     run('GO')
     assert against(reg.ledger.entries(), two) == ''
+    reg.ledger.append('retrain', 'Pipeline', 'x', 'mine', dict(two.digests), step='gated', failed=['BIA01'])
+    reg.ledger.append('retrain', 'Pipeline', 'x', 'mine', dict(two.digests), step='gated', failed=[])
+    assert 'BIA01 failed' in against(reg.ledger.entries(), two)
+    run('GO')
     bad = reg.register(dict(model='0bad'), 'x', 'Pipeline', 'why', failed=['SEC01'])
     go(reg, bad.number)
     assert 'SEC01 failed' in against(reg.ledger.entries(), bad)
