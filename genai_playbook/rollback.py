@@ -51,7 +51,7 @@ GATES = [
         advice='Time to detect is requests over traffic: give the candidate a larger share of the users, or accept a later verdict in the card.'),
     GateSpec('ROL03', 'Few requests meet the fault', 'mean requests that met it', 'rollback.hit', 25., direction='<=', unit='requests', range=(0, 1e9),
         advice='Begin with a smaller share, or lower the limit that decides.'),
-    GateSpec('ROL04', 'The way back is short', 'share of switches in time', 'rollback.in_time', .95, plan=n_zero_failures,
+    GateSpec('ROL04', 'The way back is short', 'share of switches within the limit', 'rollback.in_time', .95, plan=n_zero_failures,
         advice='Shorten `Router(grace=…)`: it is how long the bad version may still finish; then look at how busy the present version is.'),
     GateSpec('ROL05', 'Nothing that was accepted is dropped', 'accepted requests without an answer', 'rollback.dropped', 0., direction='<=', unit='count',
         advice='Read which requests nobody answered: the present version must be able to take all the traffic at once.'),
