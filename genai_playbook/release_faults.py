@@ -135,7 +135,7 @@ class Endpoint:
 # %% ../nbs/components/release_faults.ipynb #ce597568
 class Wire:
     "A server on loopback before an arm; an async context manager"
-    def __init__(self, arm:Arm, model:str='canary'): self.arm,self.model,self.url,self._runner,self._tasks = arm,model,'',None,set()
+    def __init__(self, arm:Arm, model:str='canary'): self.arm,self.model,self.url,self._runner,self._open = arm,model,'',None,set()
 
     async def __aenter__(self):
         from aiohttp import web
@@ -153,13 +153,13 @@ class Wire:
         "End at once"
         runner,self._runner = self._runner,None
         if not runner: return
-        for t in self._tasks: t.abort()
+        for t in self._open: t.abort()
         await runner.cleanup()
 
     async def _chat(self, request):
         from aiohttp import web
-        self._tasks.add(t := request.transport)
+        self._open.add(t := request.transport)
         try: a = await self.arm(read_request(await request.json()).prompt)
-        finally: self._tasks.discard(t)
+        finally: self._open.discard(t)
         if a.error: return web.json_response(dict(error=dict(message=a.error, type='server_error')), status=int(a.error[5:8]) if re.match(r'HTTP [45]\d\d', a.error) else 500)
         return web.json_response(completion(a, dict(id='drill', created=0, model=self.model)))

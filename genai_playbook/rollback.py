@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GATES', 'ENOUGH', 'LATE', 'BUSY', 'Section', 'judge_of', 'candidate_of', 'started', 'own_traffic', 'real_plan',
-           'allowed', 'surprises', 'in_time', 'dead', 'explore']
+           'allowed', 'surprises', 'in_time', 'explore']
 
 # %% ../nbs/12_rollback.ipynb #ec93d669
 import functools
@@ -51,13 +51,13 @@ GATES = [
         advice='Time to detect is requests over traffic: give the candidate a larger share of the users, or accept a later verdict in the card.'),
     GateSpec('ROL03', 'Few requests meet the fault', 'mean requests that met it', 'rollback.hit', 25., direction='<=', unit='requests', range=(0, 1e9),
         advice='Begin with a smaller share, or lower the limit that decides.'),
-    GateSpec('ROL04', 'The way back is short', 'share of switches in time', 'rollback.in_time', .95, plan=n_zero_failures,
+    GateSpec('ROL04', 'The way back is short', 'share of switches within the limit', 'rollback.in_time', .95, plan=n_zero_failures,
         advice='Shorten `Router(grace=…)`: it is how long the bad version may still finish; then look at how busy the present version is.'),
     GateSpec('ROL05', 'Nothing that was accepted is dropped', 'accepted requests without an answer', 'rollback.dropped', 0., direction='<=', unit='count',
         advice='Read which requests nobody answered: the present version must be able to take all the traffic at once.'),
     GateSpec('ROL06', 'Good releases stay', 'share of equal releases rolled back', 'rollback.false_rollbacks', .05, direction='<=', plan=lambda t: n_zero_failures(1-t),
         advice='A judge that cries wolf is switched off: raise the limits in `rollback.limits`, or lower its level.'),
-    GateSpec('ROL07', 'Real drills end as rehearsed', 'real drills that did not end as they should', 'rollback.surprises', 0., direction='<=', unit='count',
+    GateSpec('ROL07', 'Real drills end as rehearsed', 'real drills that did not end as they should', 'rollback.surprises', 0., direction='<=', unit='count', rows_decide=False,
         advice='The machine did what the rehearsal did not foresee: look at the picture of that drill.'),
     GateSpec('ROL08', 'The runbook is complete', 'holes in it', 'rollback.holes', 0., direction='<=', hard=False, unit='count',
         advice='Fill in what the runbook names as missing, in the card.')]
@@ -148,9 +148,6 @@ def in_time(
     est,late = proportion([t<=limit for t in back]),lateness(asked)
     if not est.n or est.value==1 or (late<=LATE*limit and others<=BUSY): return est
     return replace(est, enough=False, note=f'other programs used {others:.0%} of this machine and the client was {1000*late:.0f} ms late in a twentieth of its requests: too busy to tell; repeat it on a quiet machine')
-
-# %% ../nbs/12_rollback.ipynb #f79801c6
-async def dead(prompt): raise ConnectionRefusedError('connection refused')
 
 # %% ../nbs/12_rollback.ipynb #d42f8324
 def explore(
