@@ -138,12 +138,13 @@ def trained(
     rules = np.array([rule_score(r['text']) for r in rows]) if kind=='injection' else np.zeros(len(label))
     a,c,b0 = stacked(margin[ours], rules[ours], label[ours], weight[ours]) if kind=='injection' else (1., 0., 0.)
     all_ = a*margin+c*rules+b0
-    judge = ours if kind=='injection' else np.tile(['id' in r for r in rows], len(asks)) # refusals: styles of assistants that no fit has seen
-    turn = turning_point(all_[judge], label[judge], weight[judge], ALARMS[kind])
+    known = np.tile(['id' in r for r in rows], len(asks)) # of the labelled set: another hand wrote them
+    judges = [ours, known] if kind=='injection' else [known] # refusals: styles of assistants that no fit has seen
+    turn = max(turning_point(all_[j], label[j], weight[j], ALARMS[kind]) for j in judges)
     w,b = fitted(X, label, weight)
     scale = float(np.abs(w).max())/127
     model = Learnt(np.round(w/scale).astype(np.int8), a*scale, a*b+b0-turn, QUOTED[kind], c)
-    seen = told(all_-turn, label) | dict(styles=counted(all_[judge]-turn, label[judge])) if kind=='refusal' else dict(written=counted(all_[ours]-turn, label[ours]))
+    seen = told(all_-turn, label) | dict(styles=counted(all_[known]-turn, label[known])) if kind=='refusal' else dict(written=counted(all_[ours]-turn, label[ours]), dev=counted(all_[known]-turn, label[known]))
     return model,dict(kind=kind, scale=model.scale, bias=model.bias, quoted=model.quoted, rules=c, texts=len(rows), frames=len({r['frame'] for r in rows}), true=int(sum(r['label'] for r in rows)), alarms=ALARMS[kind], unseen=seen,
         data={f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (SETS/f'{kind}.train.jsonl', SETS/f'{kind}.dev.jsonl')}, weights=hashlib.sha256(model.weight.tobytes()).hexdigest())
 
