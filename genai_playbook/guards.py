@@ -60,7 +60,7 @@ def topic_limit(
     return on_topic
 
 # %% ../nbs/components/guards.ipynb #53c54534
-_NAMES = dict(email='e-mail', phone='phone number', iban='account number', card='card number', ssn='social security number', ip='IP address', url='link', secret='secret')
+_NAMES = dict(email='e-mail', phone='phone number', iban='account number', card='card number', ssn='social security number', ip='IP address', url='link', secret='secret', name='name', address='address')
 
 def _replaced(text, spans, name): return spliced(text, (((s.start, s.end), name(s)) for s in spans))
 

@@ -92,6 +92,19 @@ def test_held_has_no_near_duplicate_in_dev(name):
     assert near == []
 
 
+@pytest.mark.parametrize('name', ['refusal', 'injection', 'profanity'])
+def test_held_has_no_near_duplicate_in_what_was_trained_on(name):
+    held = [shingles(masked(r)) for r in rows(name, 'held')]
+    at = {}
+    for i, h in enumerate(held):
+        for g in h: at.setdefault(g, []).append(i)
+    near = set()
+    for r in rows(name, 'train'):
+        mine = shingles(masked(r))
+        near |= {r['frame'] for i in {i for g in mine for i in at.get(g, ())} if likeness(mine, held[i]) >= 0.5 and len(mine) > 3}
+    assert sorted(near) == [] # frames of the training texts only: no held text is shown
+
+
 @pytest.mark.parametrize('name', ['pii', 'secrets'])
 @both
 def test_offsets_give_the_value(name, part):

@@ -1,6 +1,8 @@
 "Chapter 08 as code: sections, gates, cards of detectors, the register; and the battery without a connection"
 import json
 import socket
+import subprocess
+import sys
 
 import pytest
 from pydantic import ValidationError
@@ -33,6 +35,28 @@ def test_the_battery_opens_no_connection(monkeypatch):
     sent = card.prompts(attacked(rows, tried, 'context'))
     found = outcomes(tried, system.answer(sent), sent)
     assert len(found) == 120 and by_family(found, found)['attacks'].sum() == 120
+
+
+@pytest.mark.slow
+def test_the_whole_battery_opens_no_connection_in_two_minutes(tmp_path):
+    code = """if True:
+        import sys, time
+        def watch(event, args): # an audit hook sees what a patched method would miss, and cannot be taken off again
+            if event in ('socket.connect', 'socket.sendto', 'socket.getaddrinfo', 'socket.gethostbyname'): sys.stderr.write(f'{event}\\n'); raise RuntimeError('a connection was attempted')
+        sys.addaudithook(watch)
+        from genai_playbook.attacks import battery
+        from genai_playbook.card import load_card
+        from genai_playbook.defence import attacked, outcomes
+        card, start = load_card('demo'), time.process_time()
+        section = card.section('security')
+        tried, rows = battery(0, asks=[p.ask for p in section.planted]), card.evaluation(None, seed=0)
+        sent = card.prompts(attacked(rows, tried, 'context'))
+        found = outcomes(tried, card.system().uncached.answer(sent), sent, card.spec.prompt.system or '', section.longest)
+        assert len(found) == len(tried) >= 1000, len(found)
+        print(time.process_time()-start)"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=900, cwd=tmp_path)
+    assert done.returncode == 0 and 'socket.' not in done.stderr, done.stderr[-2000:]
+    assert float(done.stdout.split()[-1]) < 240  # processor seconds: 120 s on two cores
 
 
 def test_a_system_that_obeys_is_found_out():
