@@ -172,10 +172,10 @@ def run_all(w, url):
     w.page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
 
 
-def dark(w):
+def switch_theme(w, name):
     w.page.get_by_role('menuitem', name='Settings', exact=True).click()
-    for item in ('Theme', 'JupyterLab Dark'): w.page.locator('.lm-Menu-itemLabel').get_by_text(item, exact=True).click()
-    w.page.locator('body[data-jp-theme-light=false]').wait_for(state='attached')
+    for item in ('Theme', f'JupyterLab {name}'): w.page.locator('.lm-Menu-itemLabel').get_by_text(item, exact=True).click()
+    w.page.locator(f'body[data-jp-theme-light={"true" if name == "Light" else "false"}]').wait_for(state='attached')
 
 
 def write_notebook(path, *cells):
@@ -203,9 +203,10 @@ def test_the_cockpit_runs_a_chapter_shows_the_decision_and_takes_a_signature(bro
         sign_as(w, 'Ada Lovelace, risk', WHY)
         w.shot('sign-off')
         assert violations(w.page, '.gp-cockpit') == []
-        dark(w)
+        switch_theme(w, 'Dark')
         w.shot('sign-off-dark')
         assert violations(w.page, '.gp-cockpit') == [] and w.beyond_loopback() == []
+        switch_theme(w, 'Light')   # JupyterLab remembers it
     signed = Ledger(folder.parents[1]/'data'/'demo'/'ledger.sqlite').entries('decision')
     assert [(e.who, e.why, e.facts['go']) for e in signed] == [('Ada Lovelace, risk', WHY, False)]
 
@@ -268,9 +269,10 @@ def test_ten_answers_are_labelled_by_keyboard_and_survive_a_restart(browser, lab
         desk.get_by_text('Taken back.').wait_for(state='hidden')   # said by the kernel that is gone
         desk.get_by_text('10 of 20').wait_for()
         assert desk.locator('dd').last.text_content() == before
-        dark(w)
+        switch_theme(w, 'Dark')
         w.shot('labelling-after-restart-dark')
         assert violations(w.page, '.gp-label') == []
+        switch_theme(w, 'Light')
         desk.get_by_role('button', name='wrong').click()
         desk.get_by_text('11 of 20').wait_for()
         lines = [json.loads(l) for l in (folder/'labels.jsonl').read_text().splitlines()]
