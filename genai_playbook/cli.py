@@ -317,6 +317,14 @@ def promote(
 
 
 @app.command()
+def rollback(poc: Poc, by: By, because: Because):
+    "Record that the version which served before serves again. Needs no approval; refused when there is none, or when its files changed."
+    from genai_playbook.pipeline import roll_back_poc
+    m = roll_back_poc(poc, by, because)
+    _console().print(f'Version {m.version} serves again instead of version {m.before}.', markup=False)
+
+
+@app.command()
 def ci(
     forge: Annotated[str, typer.Argument(metavar='github|gitlab', help='Whose CI shall run the playbook.')],
     poc: Annotated[str, typer.Option(help='The card, its folder, or a bundled POC.')] = 'poc.yaml',

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Gating', 'READY', 'HELD', 'OPEN', 'side_of', 'Findings', 'by_success', 'by_chapters', 'decided', 'Release',
-           'last_training', 'due', 'first_version', 'retrain', 'promote', 'roll_back', 'retrain_poc', 'promote_poc']
+           'last_training', 'due', 'first_version', 'retrain', 'promote', 'roll_back', 'retrain_poc', 'promote_poc',
+           'roll_back_poc']
 
 # %% ../nbs/components/pipeline.ipynb #4daf7276
 from collections.abc import Callable, Mapping, Sequence
@@ -248,3 +249,13 @@ def promote_poc(
     from genai_playbook.signing import signers_needed
     card = load_card(poc)
     return promote(registry_of(card, card.section('delivery').mlflow), number, who, why, signers_needed(card))
+
+def roll_back_poc(
+    poc:str|Path, # card, its folder, or a bundled name
+    who:str,
+    why:str
+)->Move:
+    "Bring back the version of a POC that served before"
+    from genai_playbook.card import load_card
+    card = load_card(poc)
+    return roll_back(registry_of(card, card.section('delivery').mlflow), who, why)

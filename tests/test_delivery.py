@@ -22,7 +22,7 @@ from genai_playbook.errors import PlaybookError
 from genai_playbook.experiments import analyse
 from genai_playbook.feedback import AGAIN, EMPTY, KNOWN, TORN, UNREVIEWED, held_out, intake, leaked, read_feedback, refusals, text_key
 from genai_playbook.head_to_head import Side
-from genai_playbook.pipeline import HELD, OPEN, READY, Findings, by_success, decided, due, promote, promote_poc, retrain, retrain_poc, roll_back
+from genai_playbook.pipeline import HELD, OPEN, READY, Findings, by_success, decided, due, promote, promote_poc, retrain, retrain_poc, roll_back, roll_back_poc
 from genai_playbook.registry import LedgerRegistry, champion, history_problems, registry_of
 from genai_playbook.retraining import Rule, alone, grown, retraining_due, train_with, trained, write_card
 from genai_playbook.stats import Estimate
@@ -243,7 +243,7 @@ def test_from_a_signature_to_a_rollback(home):
         promote_poc(home, v.number, 'Release job', 'signed')
     r = once(home)
     assert r.against.number == 2 and 'same system' in str(r.compared['notes'])  # the champion is what serves, not what the card names
-    assert roll_back(reg, 'On call', 'errors').version == 1 and champion(reg).number == 1
+    assert roll_back_poc(home, 'On call', 'errors').version == 1 and champion(reg).number == 1
     with pytest.raises(PlaybookError, match='nothing to go back to'): roll_back(reg, 'On call', 'errors')
     (home/'bot.py').write_text(BOT + '\n# touched\n')
     with pytest.raises(PlaybookError, match='Version 2 cannot serve: model changed'): promote(reg, 2, 'Release job', 'signed')
