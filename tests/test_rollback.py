@@ -223,7 +223,7 @@ def test_nought_of_twenty_shows_little():
 def test_kept_runs_are_those_of_this_judge_and_of_no_other_settings():
     kept = kept_runs()
     assert kept_runs(share=.2) == [] and kept_runs(rate=10.) == []
-    if kept: assert [without_fault(i) for i in range(2)] == kept[:2] and len(kept) >= 1000
+    if kept: assert [without_fault(i) for i in range(2)] == kept[:2]
 
 
 def test_a_good_version_is_seldom_thrown_out(): assert sum(without_fault(i)[0] is not None for i in range(100, 112)) <= 2
