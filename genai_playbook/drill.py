@@ -22,7 +22,7 @@ from .canary import DEFAULT_LIMITS, CanaryJudge, Judgement, Limit
 from .errors import PlaybookError
 from .models import Answer, Prompt, wait
 from .release_faults import LEAKED, RELEASE_FAULTS, Arm, BadRelease, Endpoint, Invented, Spoilt, Wire, loop_time
-from .router import Guarded, Router, VirtualLoop, broken
+from .router import GRACE, Guarded, Router, VirtualLoop, broken
 from .serve import ServerProcess, start_server
 from .stats import Estimate, mean, proportion
 
@@ -430,7 +430,7 @@ async def switches(
     n:int=60,
     gap:float=.1, # s between switches
     seed:int=0,
-    grace:float=.1 # s that the canary has left after a verdict
+    grace:float=GRACE # s that the canary has left after a verdict
 )->tuple[list[float],list[Asked]]: # seconds until the last answer of the canary, for each switch back; the requests
     "Promote and roll back again and again"
     start = loop_time()

@@ -17,7 +17,7 @@ import threading
 __all__ = ['PRELOAD', 'CHAPTERS', 'ForkedProvisioner', 'Nursery', 'why_cold', 'threads_env', 'chapters_env', 'begin', 'call']  # noqa: F822
 
 AT_START = ('IPython.core.completerlib', 'IPython.core.debugger', 'IPython.core.pylabtools', 'IPython.extensions.storemagic', 'ipykernel.kernelapp', 'ipykernel.ipkernel', 'ipykernel.debugger')  # what a kernel imports as it starts
-AT_FIRST_FIGURE = ('matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'matplotlib_inline.config', 'PIL.BmpImagePlugin', 'PIL.GifImagePlugin', 'PIL.JpegImagePlugin', 'PIL.PngImagePlugin', 'PIL.PpmImagePlugin')  # not the inline backend itself: it looks for its kernel as it is imported
+AT_FIRST_FIGURE = ('matplotlib.pyplot', 'matplotlib.backends.backend_agg', 'PIL.BmpImagePlugin', 'PIL.GifImagePlugin', 'PIL.JpegImagePlugin', 'PIL.PngImagePlugin', 'PIL.PpmImagePlugin')  # not the inline backend itself: it looks for its kernel as it is imported
 PRELOAD = ('pandas', 'pyarrow.pandas_compat', 'torch', 'transformers', 'ipywidgets', *AT_START, *AT_FIRST_FIGURE)  # GENAI_PLAYBOOK_PRELOAD, separated by spaces, replaces them
 CHAPTERS = (*PRELOAD, 'scipy.stats', 'pydantic', 'sklearn.linear_model', 'transformers.models.auto.modeling_auto', 'transformers.models.auto.tokenization_auto', 'transformers.generation.utils')
 POOLS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS', 'RAYON_NUM_THREADS')

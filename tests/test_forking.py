@@ -54,7 +54,7 @@ def test_torch_computes_in_a_fork_on_many_threads_and_figures_appear(tmp_path):
 
 
 def test_what_a_kernel_was_told_to_do_at_its_end_is_done(tmp_path):
-    outputs(tmp_path, f'import atexit; atexit.register(open({str(tmp_path/"end")!r}, "w").write, "done");')
+    outputs(tmp_path, f'import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path/"end")!r}).write_text, "done");')
     assert (tmp_path/'end').read_text() == 'done'
 
 

