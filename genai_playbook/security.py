@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from .card_keys import Part, Text
 from .detector_card import SETS, DetectorCard, card_of, read_labels, span_cards_of
-from .detectors import DETECTORS
+from .detectors import DETECTORS, rule_score
 from .errors import PlaybookError
 from .evidence import GateSpec
 from .leakage import Planted
@@ -89,6 +89,7 @@ def detector_cards(
         res[name] = card_of(name, DETECTORS[kind], rows)
         if kind=='pii': res |= {f'{name}: {k}': c for k,c in span_cards_of(personal_data, rows).items()}
         if kind=='secrets': res |= {f'{name}: places': c for c in span_cards_of(secrets, rows, 'secret').values()}
+        if kind=='injection': res[f'{name}: rules alone'] = card_of(name, lambda t: rule_score(t)>=.5, rows)
     return res
 
 # %% ../nbs/08_security.ipynb #eadc2770
