@@ -10,7 +10,6 @@ from pathlib import Path
 __all__ = ['DONE', 'BROKE', 'TIMED_OUT', 'execute_chapter', 'execute_far', 'end_kernels']
 
 DONE, BROKE, TIMED_OUT = 'done', 'broke', 'timed out'
-PATIENCE = 20.  # seconds that a kernel gets to end by itself: on a busy machine the usual five cut off what a chapter does at its end
 
 
 def _kernel_class(
@@ -120,7 +119,7 @@ def execute_chapter(
         for g in _gates(cell): on_gate(g)
     status, error = DONE, ''
     with _quiet() as sockets:
-        ipc = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k', shutdown_wait_time=PATIENCE))  # no ports to fight over when chapters start side by side
+        ipc = Config(KernelManager=dict(transport='ipc', ip=f'{sockets}/k'))  # no ports to fight over when chapters start side by side
         try:
             nb = execute_notebook(str(src), str(partial), dict(params), kernel_name='python3', progress_bar=False, start_timeout=180, timeout_func=lambda cell: max(1, int(deadline-clock())), config=ipc,
                                   kernel_manager_class=kernel, extra_arguments=['--log-level=CRITICAL'], store_widget_state=True, resources={'metadata': {'path': str(src.parent)}}, on_cell_executed=told)

@@ -120,7 +120,7 @@ def crash(nbs, tmp_path, after, who):
     assert json.loads((folder/'evidence.json').read_text())['chapters']
 
 
-@pytest.mark.parametrize('seed', range(6))
+@pytest.mark.parametrize('seed', range(4))
 def test_kill_9_at_any_moment(few, tmp_path, seed):
     r = random.Random(seed)
     crash(few, tmp_path, r.uniform(0, 4), ('runner', 'kernel', 'nursery')[seed % 3])
