@@ -53,7 +53,9 @@ class Limit:
         if not self.weight>0: raise PlaybookError(f'the weight of the canary limit on {self.metric} must be above 0')
 
     @property
-    def sign(self)->int: return -1 if self.metric=='quality' else 1 # 1: more is worse
+    def sign(self)->int:
+        "1 where more is worse, -1 where less is"
+        return -1 if self.metric=='quality' else 1
 
 DEFAULT_LIMITS = [
     Limit('failed', .01, weight=26), Limit('seconds', .2, relative=True), Limit('refused', .03),
@@ -120,11 +122,16 @@ class Sums:
         return cls(n, total, square, n, n, total, square, n)
 
     @property
-    def mean(self): return self.total/self.n
+    def mean(self):
+        "Of the measured requests"
+        return self.total/self.n
     @property
-    def var(self): return np.maximum(self.square-self.n*self.mean**2, 0.)/np.maximum(self.n-1, 1)
+    def var(self):
+        "Of single requests"
+        return np.maximum(self.square-self.n*self.mean**2, 0.)/np.maximum(self.n-1, 1)
     @property
-    def squares(self): # sum of squared deviations: of requests, and of whole users
+    def squares(self):
+        "Sums of squared deviations: of requests, and of whole users"
         return self.square-self.n*self.mean**2,self.ss-2*self.mean*self.sn+self.mean**2*self.nn
 
 def design_effect(
@@ -347,10 +354,13 @@ class CanaryJudge:
         self._arms = {a: _Arm(len(self.metrics)) for a in ('baseline','canary')}
 
     @property
-    def n(self)->dict[str,int]: return {a: s.n for a,s in self._arms.items()} # requests by arm
+    def n(self)->dict[str,int]:
+        "Requests by arm"
+        return {a: s.n for a,s in self._arms.items()}
 
     @property
-    def progress(self)->float: # share of the planned data; above 1: more than planned
+    def progress(self)->float:
+        "Share of the planned data; above 1: more than planned"
         b,c = self.n.values()
         return 2*b*c/(b+c)/self.plan.planned if b and c else 0.
 
@@ -517,7 +527,9 @@ class Classified:
     floor:float # shifts up to this size are harmless
     n:tuple[int,int] # points of canary and baseline
     @property
-    def passes(self)->bool: return self.label=='Pass'
+    def passes(self)->bool:
+        "May it be promoted?"
+        return self.label=='Pass'
 
 def _rank_paths(n, m): # chance of each value 0 … n·m of the Mann-Whitney statistic without ties
     ways = np.zeros(n*m+1)

@@ -17,7 +17,7 @@ from .card import card_schema, find_card, parse_card
 from .card_errors import CardError, Problem, dotted, value_at
 from .card_text import spell, spell_block, with_values
 from .errors import PlaybookError
-from .panel import Panel
+from .exploring import Panel
 from .report import write_whole
 from .strict_yaml import MAX_BYTES, YamlProblem, decode_utf8, parse_yaml
 
@@ -134,7 +134,9 @@ class Draft:
         except YamlProblem as e: self.text,self.value,self.then,self.raw,self.broken = '',{},{},{},Problem(e.message, line=e.line)
         else: self.broken = None
 
-    def places(self)->list[Place]: return [] if self.broken else places(self.schema, self.value)
+    def places(self)->list[Place]:
+        "What the form has fields for"
+        return [] if self.broken else places(self.schema, self.value)
 
     def shown(self, place:Place)->Any:
         "What its field holds now"

@@ -19,7 +19,7 @@ from .evidence import Decision, Gate, decide
 from .exploring import table_html
 from .faces import SYMBOLS, badge, decision_html
 from .lab import FOLDER
-from .panel import Panel
+from .exploring import Panel
 from .runner import ChapterRun, Run, RunResult, load_run, run
 from .screen import SYMBOL, Estimated
 from .sign_off import SignOff
@@ -266,6 +266,7 @@ class Running(Background):
         return None if len(on)==len(may) else on
 
     def tick(self, on:bool):
+        "Tick every chapter, or none"
         for b in self.chapters.children: b.value = on
 
     def go(self)->threading.Thread|None: # None: it could not begin

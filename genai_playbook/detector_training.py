@@ -14,6 +14,7 @@ import numpy as np
 from .detector_card import SETS, read_labels
 from .detectors import rule_score
 from .learnt import BITS, Learnt, signs
+from .models import file_digest
 
 # %% ../nbs/components/detector_training.ipynb #6882364b
 KINDS = 'refusal', 'injection'
@@ -146,7 +147,7 @@ def trained(
     model = Learnt(np.round(w/scale).astype(np.int8), a*scale, a*b+b0-turn, QUOTED[kind], c)
     seen = told(all_-turn, label) | dict(styles=counted(all_[known]-turn, label[known])) if kind=='refusal' else dict(written=counted(all_[ours]-turn, label[ours]), dev=counted(all_[known]-turn, label[known]))
     return model,dict(kind=kind, scale=model.scale, bias=model.bias, quoted=model.quoted, rules=c, texts=len(rows), frames=len({r['frame'] for r in rows}), true=int(sum(r['label'] for r in rows)), alarms=ALARMS[kind], unseen=seen,
-        data={f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (SETS/f'{kind}.train.jsonl', SETS/f'{kind}.dev.jsonl')}, weights=hashlib.sha256(model.weight.tobytes()).hexdigest())
+        data={f.name: file_digest(f) for f in (SETS/f'{kind}.train.jsonl', SETS/f'{kind}.dev.jsonl')}, weights=hashlib.sha256(model.weight.tobytes()).hexdigest())
 
 def write_model(
     kind:str, model:Learnt, card:Mapping

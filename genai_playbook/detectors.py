@@ -67,12 +67,14 @@ def _found(text, seen)->dict[str,float]: # rules that fire, and their weights; `
 
 def _views(text, depth): return views(text, depth) if depth else [text.lower()]
 
+def _weighed(found)->float: return 1-math.prod(1-w for w in found.values()) # of rules that fire
+
 def rule_score(
     text:str,
     depth:int=2 # layers of disguise that are taken off; 0: the text as it stands
 )->float: # 0 … 1
     "What the rules alone say"
-    return 1-math.prod(1-w for w in _found(text, _views(text, depth)).values())
+    return _weighed(_found(text, _views(text, depth)))
 
 # %% ../nbs/components/detectors.ipynb #4972ed47
 _PIECE = 800 # characters of a long text that are judged together
@@ -102,8 +104,7 @@ def injection(
     "Signs of an attack on the prompt"
     seen = _views(text, depth)
     found,worst = _found(text, seen),_worst(text, seen)
-    rules = 1-math.prod(1-w for w in found.values())
-    return Injection(sigmoid(worst+learnt('injection').rules*rules), (*found, *(['wording'] if worst>0 else [])))
+    return Injection(sigmoid(worst+learnt('injection').rules*_weighed(found)), (*found, *(['wording'] if worst>0 else [])))
 
 # %% ../nbs/components/detectors.ipynb #2b43dc9c
 _ABUSE = {k: re.compile(rf'(?<!\w)(?:{p.pattern})(?!\w)') if k in ('oaths', 'insults') else p for k,p in read_rules('profanity').items()}

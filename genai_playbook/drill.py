@@ -18,6 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 import genai_playbook
 from .arrivals import poisson
+from .budget import Tariff
 from .canary import DEFAULT_LIMITS, CanaryJudge, Judgement, Limit
 from .errors import PlaybookError
 from .models import Answer, Prompt, wait
@@ -25,6 +26,7 @@ from .release_faults import LEAKED, RELEASE_FAULTS, Arm, BadRelease, Endpoint, I
 from .router import GRACE, Guarded, Router, VirtualLoop, broken
 from .serve import ServerProcess, start_server
 from .stats import Estimate, mean, proportion
+from .timing import processor_seconds
 
 # %% ../nbs/components/drill.ipynb #681c10b0
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def grader(
     from genai_playbook.personal import PERSONAL, personal_data
     spec,success = card.model_spec,card.section('success')
     price = [getattr(spec, k, None) for k in ('price_in','price_out')]
+    money = None if None in price else Tariff(*price).cost
     @functools.lru_cache(20_000)
     def seen(prompt, text):
         found = {text[s.start:s.end] for s in personal_data(text, PERSONAL)}
@@ -70,7 +73,7 @@ def grader(
     def grade(prompt, answer):
         if broken(answer): return {}
         tokens = [answer.tokens_in, answer.tokens_out]
-        paid = None if None in tokens else tokens[1] if None in price else (tokens[0]*price[0]+tokens[1]*price[1])/1e6
+        paid = None if None in tokens else money(*tokens) if money else tokens[1]
         return dict(cost=paid) | seen(str(prompt), answer.text)
     return grade
 
@@ -180,20 +183,13 @@ LOOKS = 8 # verdicts a second
 
 class Noted:
     "A judge whose verdicts are kept, with their time"
-    def __init__(self, judge, clock): self.judge,self.clock,self.looks,self.past = judge,clock,[],[]
-
-    def see(self, seen):
-        if seen.arm=='baseline': self.past.append(seen)
-        self.judge.see(seen)
+    def __init__(self, judge, clock): self.judge,self.clock,self.looks = judge,clock,[]
+    def see(self, seen): "Hand a request on"; self.judge.see(seen)
 
     def verdict(self)->Judgement:
+        "Ask the judge, and write down what it says"
         self.looks.append((self.clock(), j := self.judge.verdict()))
         return j
-
-    def begin_again(self, judge):
-        "After promotion: a new judge, which knows of the version before what was seen of it"
-        self.judge = judge
-        for seen in self.past: judge.see(seen)
 
 # %% ../nbs/components/drill.ipynb #6d716388
 async def drill(
@@ -213,7 +209,7 @@ async def drill(
     watch = Noted(judge(share=plan.share), now)
     Guarded(router, watch, every=max(1, round(plan.rate/LOOKS)))
     fault.since = start+plan.began
-    def promote(): router.promote('the trial is over'); watch.begin_again(judge(share=None))
+    def promote(): router.promote('the trial is over'); watch.judge.next_step(1)
     steps = [(plan.begin, lambda: router.set_share(plan.share, 'the canary begins'))]
     if plan.promoted: steps.append((plan.begin+plan.trial, promote))
     def each(t):
@@ -330,7 +326,13 @@ def kept_runs(
     found = json.loads(path.read_text('utf8'))
     return found['runs'] if found['settings']==no_fault_settings(share, limits, rate) else []
 
-def no_fault_settings(share, limits, rate)->dict: return dict(share=share, rate=rate, seconds=NO_FAULT.seconds, looks=LOOKS, limits=[[l.metric, l.worst, l.relative, l.weight] for l in limits])
+def no_fault_settings(
+    share:float, # of the canary
+    limits:Sequence[Limit],
+    rate:float # requests a second
+)->dict:
+    "What A/A runs depend on, as JSON keeps it"
+    return dict(share=share, rate=rate, seconds=NO_FAULT.seconds, looks=LOOKS, limits=[[l.metric, l.worst, l.relative, l.weight] for l in limits])
 
 def false_rollbacks(
     runs:Iterable[Sequence] # of `without_fault`
@@ -349,8 +351,11 @@ class Version:
     max_tokens:int = 64
     server:ServerProcess|None = None # ours to end
 
-    def arm(self, timeout:float=10.)->Endpoint: return Endpoint(self.url, self.model, self.key_env, self.system, self.max_tokens, timeout)
+    def arm(self, timeout:float=10.)->Endpoint: # seconds for an answer
+        "How it is asked"
+        return Endpoint(self.url, self.model, self.key_env, self.system, self.max_tokens, timeout)
     def stop(self):
+        "End the server, where it is ours"
         if self.server: self.server.stop()
 
 def version_of(
@@ -409,18 +414,17 @@ class Others:
     "Which share of this machine other programs use while it is open; a context manager"
     def __init__(self, pids:Sequence[int]=()): self.pids,self.share = [os.getpid(), *pids],math.nan # of this process and its servers
 
-    def _used(self): # seconds of all processors, of ours
+    def _used(self): # seconds that processors worked, that there were, and that were ours
         import psutil
-        t = psutil.cpu_times()
         ours = 0.
         for pid in self.pids:
             with contextlib.suppress(psutil.Error): ours += sum(psutil.Process(pid).cpu_times()[:2])
-        return sum(t)-getattr(t, 'guest', 0.)-getattr(t, 'guest_nice', 0.),t.idle+getattr(t, 'iowait', 0.),ours
+        return *processor_seconds(),ours
 
     def __enter__(self): self.before = self._used(); return self
     def __exit__(self, *_):
-        whole,idle,ours = (b-a for a,b in zip(self.before, self._used()))
-        self.share = max(0., (whole-idle-ours)/whole) if whole>0 else math.nan
+        busy,whole,ours = (b-a for a,b in zip(self.before, self._used()))
+        self.share = max(0., (busy-ours)/whole) if whole>0 else math.nan
 
 # %% ../nbs/components/drill.ipynb #978b591c
 async def switches(

@@ -230,6 +230,7 @@ async def _ask(self:OpenAIModel, session, prompt, emit=lambda c: None, again=lam
 # %% ../nbs/foundations/endpoint.ipynb #c49329f4
 @patch
 async def aanswer(self:OpenAIModel, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]:
+    "An answer to each prompt, in order, inside a running event loop"
     room,done = asyncio.Semaphore(self.concurrency),0
     async def one(p):
         nonlocal done
@@ -258,6 +259,7 @@ async def _tell(self:OpenAIModel, prompt, put:Callable[[Any],None]): # chunks, t
 
 @patch
 async def astream(self:OpenAIModel, prompt:Prompt)->AsyncIterator[Chunk]:
+    "The pieces of an answer as they come, inside a running event loop"
     said = asyncio.Queue()
     task = asyncio.ensure_future(self._tell(prompt, said.put_nowait))
     try:

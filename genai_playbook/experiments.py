@@ -106,7 +106,9 @@ class Metric:
         if not (isinstance(self.least, (int, float, np.number)) and 0 <= self.least < math.inf): raise PlaybookError(f'{self.name}: least must be 0 or more, not {self.least!r}')
         if self.margin is not None: _margin(self.margin)
     @property
-    def sign(self) -> int: return 1 if self.better == 'higher' else -1
+    def sign(self) -> int:
+        "-1 for a metric whose low values are good"
+        return 1 if self.better == 'higher' else -1
 
 MARGIN = .05  # of the baseline's mean: the loss that a guardrail accepts when it says nothing else
 

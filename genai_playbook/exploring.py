@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'DASHES', 'live_session', 'contrast', 'mark', 'said', 'table_html', 'diff_html', 'judged', 'curve_svg',
-           'Control', 'slider', 'log_slider', 'choice', 'words', 'tick', 'Debounce', 'safely', 'View']
+           'Control', 'slider', 'log_slider', 'choice', 'words', 'tick', 'Debounce', 'safely', 'Panel', 'View']
 
 # %% ../nbs/components/exploring.ipynb #732fc627
 import asyncio, difflib, math, os, re
@@ -225,9 +225,37 @@ def safely(
     except PlaybookError as e: return f'<div role="alert">{escape(str(e))}</div>'
     except Exception as e: return f'<div role="alert">This could not be computed ({type(e).__name__}): try another value.</div>'
 
+# %% ../nbs/components/exploring.ipynb #0cbd035f
+class Panel:
+    "Something with a `widget`, and with a face, `still`, that needs none"
+    widget,_face = None,None # an ipywidgets widget; the display that holds the face
+    folded = 'As it stood last, for a saved notebook' # over the face that is folded away
+
+    def __repr__(self): return type(self).__name__
+
+    def still(self)->str: # HTML
+        "What it says, for whoever cannot use it"
+        return ''
+
+    def _repr_mimebundle_(self, **kw): return {'text/html': self.still(), 'text/plain': repr(self)}
+
+    def _folded(self): return self._repr_mimebundle_() | {'text/html': f'<details><summary>{self.folded}</summary>{self.still()}</details>'}
+
+    def _ipython_display_(self):
+        from IPython.display import display
+        if not live_session(): return display(self._repr_mimebundle_(), raw=True)
+        display(self.widget)
+        self._face = display(self._folded(), raw=True, display_id=True)
+
+    def keep(self):
+        "Bring the face that a saved notebook keeps up to date"
+        if self._face: self._face.update(self._folded(), raw=True)
+
 # %% ../nbs/components/exploring.ipynb #02374a7d
-class View:
+class View(Panel):
     "Controls linked to what they show"
+    folded = 'As it was when the cell ran'
+
     def __init__(self,
         chapter:str, # the view has the CSS class gp-explore-<chapter>
         controls:Mapping[str,Control], # in the order in which the keyboard reaches them
@@ -270,13 +298,3 @@ def still(self:View)->str: # HTML
     finally: self.values = before
     stand = escape(' · '.join(c.still() for c in self.controls.values()))
     return f'<div style="line-height:1.55"><p><small>In a live session these can be moved. They stand at: {stand}</small></p>{"".join(f"<div>{p}</div>" for p in parts.values())}</div>'
-
-@patch
-def _repr_mimebundle_(self:View, **kw): return {'text/html': self.still(), 'text/plain': repr(self)}
-
-@patch
-def _ipython_display_(self:View):
-    from IPython.display import display
-    if not live_session(): return display(self._repr_mimebundle_(), raw=True)
-    display(self.widget)
-    display({'text/html': f'<details><summary>As it was when the cell ran</summary>{self.still()}</details>', 'text/plain': repr(self)}, raw=True)

@@ -10,9 +10,9 @@ __all__ = ['STEPS', 'SEVERITIES', 'SWITCH_OFF', 'TELL_USERS', 'open_incident', '
 # %% ../nbs/components/incident.ipynb #fd7338c7
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from .errors import PlaybookError
-from .ledger import Entry, Ledger
+from .ledger import Entry, Ledger, still_standing, utc_text
 from .tables import did_you_mean
 
 # %% ../nbs/components/incident.ipynb #68029190
@@ -27,7 +27,7 @@ def _known(value, allowed:Mapping, what:str)->str:
 def _moment(t:datetime|None)->str|None: # UTC, ISO
     if t is None: return None
     if t.tzinfo is None: raise PlaybookError('A time needs its time zone, such as datetime.now(timezone.utc): an incident is read in other places; nothing was written.')
-    return t.astimezone(timezone.utc).isoformat(timespec='microseconds')
+    return utc_text(t)
 
 def open_incident(
     ledger:Ledger, # `Ledger(ledger_path(card))`
@@ -103,11 +103,7 @@ def version_before(
     entries:Iterable[Entry] # of one POC
 )->str|None: # digest of its model
     "The model that served before the one that serves now; what was rolled back does not come again"
-    served:list[str] = []
-    for e in entries:
-        if not (model := e.digests.get('model')) or e.kind not in ('promote','rollback'): continue
-        if e.kind=='rollback' and model in served: del served[served.index(model)+1:]
-        elif not served or served[-1]!=model: served.append(model)
+    served = still_standing((e.kind, e.digests['model']) for e in entries if e.kind in ('promote','rollback') and e.digests.get('model'))
     return served[-2] if len(served)>1 else None
 
 def record_rollback(

@@ -156,7 +156,9 @@ class Session:
         return next((i for i in self.order if i not in self.said), None)
 
     @property
-    def done(self)->int: return sum(i in self.said for i in self.order)
+    def done(self)->int:
+        "How many are labelled"
+        return sum(i in self.said for i in self.order)
 
     def texts(self)->dict[str,str]:
         "What is shown of the current item"

@@ -72,9 +72,11 @@ class Model(Protocol):
     deterministic:bool = True # the same prompt gives the same answer, so an answer may be kept
     digest:str # hexadecimal sha256 of everything that could change an answer
     @property
-    def uncached(self)->'Model': return self # what a chapter that measures time asks
-    def answer(self, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]: ...
-    def stream(self, prompt:Prompt)->Iterator[Chunk]: ...
+    def uncached(self)->'Model':
+        "The same without kept answers: what a chapter that measures time asks"
+        return self
+    def answer(self, prompts:list[Prompt], progress:Progress|None=None)->list[Answer]: "An answer to each prompt, in order; one that failed says why"
+    def stream(self, prompt:Prompt)->Iterator[Chunk]: "The pieces of an answer as they come; the last one has the whole answer"
 
 # %% ../nbs/foundations/models.ipynb #fda2e163
 def digest_of(

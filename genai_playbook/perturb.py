@@ -126,6 +126,7 @@ def perturbation(
     "Register a function of text, dice and severity under its own name"
     def register(f):
         PERTURBATIONS[f.__name__] = Perturbation(f.__name__, family, about, f, adds)
+        f.__doc__ = f.__doc__ or about[0].upper()+about[1:]
         return f
     return register
 

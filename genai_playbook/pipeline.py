@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .comparing import BETTER, NOT_WORSE, WORSE
 from .errors import PlaybookError
 from .evidence import FAIL, PASS, verdict
-from .feedback import Intake, intake
+from .feedback import Intake, intake, reviewed
 from .head_to_head import Side, cases, compare_sides
 from .ledger import Entry, utc_now
 from .registry import SYSTEM, LedgerRegistry, Move, Version, champion, registry_of, rollback_target, unusable
@@ -123,8 +123,8 @@ def due(
 )->Trigger:
     "Is it time to retrain, by what the ledger knows of the last training?"
     last = last_training(registry)
-    reviewed = int((rows['reviewed_by'].fillna('').str.strip()!='').sum())
-    return retraining_due(alarms, max(0, reviewed-(last.facts.get('reviewed', 0) if last else 0)), last and datetime.fromisoformat(last.at), now or utc_now(), rule)
+    new = int(reviewed(rows).sum())-(last.facts.get('reviewed', 0) if last else 0)
+    return retraining_due(alarms, max(0, new), last and datetime.fromisoformat(last.at), now or utc_now(), rule)
 
 def first_version(
     card:'Card',
@@ -184,7 +184,7 @@ def retrain(
     out,settings,known = trained(card, train, fed.training, releases, seed)
     candidate = write_card(card, settings, home/f'{card.name}.{out.name}.yaml', grown(card, fed.evaluation, out))
     digests = {k: v for k,v in candidate.digests().items() if k in SYSTEM}
-    log('trained', fed.report, digests, known=known, reviewed=int((rows['reviewed_by'].fillna('').str.strip()!='').sum()))
+    log('trained', fed.report, digests, known=known, reviewed=int(reviewed(rows).sum()))
     return _judged(candidate, registry, now, fed, gating, digests, log, tell, who, margin, n, known)
 
 # %% ../nbs/components/pipeline.ipynb #77838984

@@ -11,11 +11,11 @@ __all__ = ['SYSTEM', 'ALIAS', 'TAG', 'Version', 'Move', 'Registry', 'standing', 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Protocol
 from .errors import PlaybookError
 from .evidence import GO, NO_GO
-from .ledger import Entry, Ledger, approval, ledger_path
+from .ledger import Entry, Ledger, approval, ledger_path, still_standing, utc_text
 
 # %% ../nbs/components/registry.ipynb #ae99757d
 SYSTEM = 'model','prompt','guards','fallbacks' # digests of `card.digests()` that make up what users meet
@@ -61,11 +61,7 @@ def standing(
     moves:Iterable[Move]
 )->list[int|None]: # the last one serves, the one before it is where a rollback leads
     "Versions that one could go back to, oldest first"
-    res = []
-    for m in moves:
-        if m.kind=='rollback' and m.version in res: del res[res.index(m.version)+1:]
-        else: res = [v for v in res if v!=m.version] + [m.version]
-    return res
+    return still_standing((m.kind, m.version) for m in moves)
 
 def champion(
     registry:Registry
@@ -86,8 +82,7 @@ def served_then(
     when:datetime
 )->int|None: # number of a version; None: nothing served
     "Which version served at a time"
-    at = when.astimezone(timezone.utc).isoformat(timespec='microseconds')
-    return next((m.version for m in reversed(registry.moves()) if m.at<=at), None)
+    return next((m.version for m in reversed(registry.moves()) if m.at<=utc_text(when)), None)
 
 # %% ../nbs/components/registry.ipynb #8b82eb2a
 def _bad_news(about, version)->str: # only a GO of a whole run takes bad news back
@@ -129,7 +124,7 @@ def _moves(entries)->list[Move]: # one that somebody else wrote names no version
     return res
 
 # %% ../nbs/components/registry.ipynb #64faf77e
-class LedgerRegistry:
+class LedgerRegistry(Registry):
     "Versions and moves as entries of a ledger"
     def __init__(self, ledger:Ledger, poc:str): self.ledger,self.poc = ledger,poc
     def __repr__(self): return f'{type(self).__name__}({self.poc!r})'

@@ -14,8 +14,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from .errors import PlaybookError
+from .local_model import torch_threads
 from .models import digest_of, resolve, source_of
-from .report import json_text, write_whole
+from .report import alone_in, json_text, write_whole
 if TYPE_CHECKING:
     import pandas as pd
     from genai_playbook.card import Card
@@ -83,14 +84,12 @@ def _settings(said, out:Path)->dict:
 # %% ../nbs/components/retraining.ipynb #20c15acf
 @contextlib.contextmanager
 def _alike(threads:int)->Iterator[None]: # as many threads everywhere, and no bars that only a terminal wants
-    import torch
     from transformers.utils import logging
-    before,bars = torch.get_num_threads(),logging.is_progress_bar_enabled()
-    torch.set_num_threads(threads)
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    try: yield
+    try:
+        with torch_threads(threads): yield
     finally:
-        torch.set_num_threads(before)
         if bars: logging.enable_progress_bar()
 
 def fine_tune_demo(
@@ -120,12 +119,9 @@ def rehearse_demo(card:'Card', rows:'pd.DataFrame', out:Path, seed:int=0)->dict[
 def alone(
     folder:Path # made where it is missing
 )->Iterator[None]:
-    "Nobody else trains here meanwhile; the lock goes with the process, however that ends"
-    import fcntl
+    "Nobody else trains here meanwhile"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/'.lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise PlaybookError(f'Another training is at work in {folder}: wait for it.') from None
+    with alone_in(folder, f'Another training is at work in {folder}: wait for it.'):
         for left in folder.glob('.*.partial'): shutil.rmtree(left, ignore_errors=True)
         yield
 

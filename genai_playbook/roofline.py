@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import numpy as np
 from .errors import PlaybookError
-from .local_model import _decode
+from .local_model import _decode, torch_threads
 from .stats import Estimate
 from .timing import quantile
 
@@ -299,15 +299,6 @@ def variants(
     return res
 
 # %% ../nbs/components/roofline.ipynb #15e01eb1
-@contextlib.contextmanager
-def _threads(k:int|None):
-    import torch
-    before = torch.get_num_threads()
-    try:
-        if k: torch.set_num_threads(k)
-        yield
-    finally: torch.set_num_threads(before)
-
 @dataclass(frozen=True)
 class Tried:
     "What came of a variant"
@@ -328,7 +319,7 @@ def _agreement(a:list[int], b:list[int])->float:
 def _ready(loaded, v:Variant, context:int, n:int): # the job, and the changed model; an exception when it cannot run
     other = _with(loaded, v.make(loaded.net))
     def job():
-        with _threads(v.threads): return per_token(other, context, n)
+        with torch_threads(v.threads): return per_token(other, context, n)
     job()
     return job,other
 

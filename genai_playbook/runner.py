@@ -9,9 +9,8 @@ import shutil
 import threading
 import time
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -323,17 +322,9 @@ def _new_folder(base: Path, card, digest: str, now: datetime) -> Path:
     return folder
 
 
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    "Nobody else works in `folder` meanwhile; the lock goes with the process, however that ends"
-    try: import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with open(folder/'.lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise PlaybookError(f'{folder} is being written by another run: wait for it, or leave --resume out.') from None
-        yield
+def _held(folder: Path):
+    from genai_playbook.report import alone_in
+    return alone_in(folder, f'{folder} is being written by another run: wait for it, or leave --resume out.')
 
 
 def _tidy(folder: Path):

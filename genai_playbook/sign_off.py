@@ -16,7 +16,7 @@ from .errors import PlaybookError
 from .evidence import PASS, Decision, Gate
 from .faces import badge, numbers_text
 from .ledger import Ledger, approval, ledger_path, utc_now
-from .panel import Panel
+from .exploring import Panel
 from .runner import gather, load_run
 from .signing import decision_on, sign, signers_needed, told
 from .verifying import verify

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'Call', 'time_call', 'time_calls', 'logged_calls', 'correlation_time', 'quantile', 'Machine', 'usable_cpus',
-           'machine', 'Noise', 'under_noise', 'ColdStart', 'cold_start', 'stretched', 'growing', 'slope', 'Journey',
-           'journeys', 'time_table', 'jitter']
+           'processor_seconds', 'machine', 'Noise', 'under_noise', 'ColdStart', 'cold_start', 'stretched', 'growing',
+           'slope', 'Journey', 'journeys', 'time_table', 'jitter']
 
 # %% ../nbs/components/timing.ipynb #6aceb800
 import json, math, os, subprocess, sys, time
@@ -140,6 +140,13 @@ def usable_cpus()->int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/components/timing.ipynb #9a851878
+def processor_seconds()->tuple[float,float]: # busy, all
+    "What the processors of this machine did since it started"
+    import psutil
+    t = psutil.cpu_times()
+    whole = sum(t)-getattr(t, 'guest', 0.)-getattr(t, 'guest_nice', 0.) # they are counted as user time, too
+    return whole-t.idle-getattr(t, 'iowait', 0.),whole
+
 def machine(
     seconds:float=.25 # how long to calibrate
 )->Machine:
@@ -151,10 +158,9 @@ def machine(
         done = 0
         while time.perf_counter()<until: hashlib.sha256(block).digest(); done += 1
         return done
-    busy = lambda t: sum(t)-t.idle-getattr(t, 'iowait', 0.)-getattr(t, 'guest', 0.)-getattr(t, 'guest_nice', 0.)
-    before,start,used = busy(psutil.cpu_times()),time.perf_counter(),time.process_time()
+    before,start,used = processor_seconds()[0],time.perf_counter(),time.process_time()
     with ThreadPoolExecutor(n) as pool: done = sum(pool.map(work, [start+seconds]*n))
-    wall,cpu,all_ = time.perf_counter()-start,time.process_time()-used,busy(psutil.cpu_times())-before
+    wall,cpu,all_ = time.perf_counter()-start,time.process_time()-used,processor_seconds()[0]-before
     return Machine(n, psutil.getloadavg()[0] if hasattr(psutil, 'getloadavg') else math.nan, max(0., (all_-cpu)/wall), min(1., cpu/(wall*n)), done/max(cpu, 1e-9))
 
 # %% ../nbs/components/timing.ipynb #1b09e957

@@ -1,5 +1,17 @@
 "What several test files need"
+from datetime import datetime, timedelta, timezone
+
 import pytest
+
+START = datetime(2026, 3, 2, 9, tzinfo=timezone.utc)
+
+
+class Clock:
+    "A clock that moves a second with each look"
+    def __init__(self, at=START): self.at = at
+    def __call__(self):
+        self.at += timedelta(seconds=1)
+        return self.at
 
 
 def make_tiny_model(folder, template: bool = True, context: int = 256, pad: bool = True, **config):

@@ -268,7 +268,7 @@ def test_in_a_live_session_the_face_is_folded_behind_the_widget_and_follows_it(w
     shown = []
     class Handle:
         def update(self, data, raw): shown.append(data['text/html'])
-    monkeypatch.setattr('genai_playbook.panel.live_session', lambda: True)
+    monkeypatch.setattr('genai_playbook.exploring.live_session', lambda: True)
     monkeypatch.setattr('IPython.display.display', lambda x, raw=False, display_id=None: shown.append(x['text/html'] if raw else x) or (Handle() if display_id else None))
     w = window()
     w._ipython_display_()

@@ -64,7 +64,7 @@ def displayed(monkeypatch, view, live):
     import IPython.display as d
     out = []
     monkeypatch.setattr(exploring, 'live_session', lambda: live)
-    monkeypatch.setattr(d, 'display', lambda x, raw=False: out.append(x))
+    monkeypatch.setattr(d, 'display', lambda x, **kw: out.append(x))
     view._ipython_display_()
     return out
 

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta
 
 import pytest
+from conftest import START, Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,16 +20,6 @@ from genai_playbook.errors import PlaybookError
 from genai_playbook.ledger import (Checkpoint, Entry, Ledger, active_waivers, check_signature, checkpoint, growth_proof, ledger_problems, load_key, receipt, receipt_problem,
                                    served_at)
 from genai_playbook.merkle import consistency_proof, inclusion_proof, leaf_hash, tree_root, verify_consistency, verify_inclusion
-
-START = datetime(2026, 3, 2, 9, tzinfo=timezone.utc)
-
-
-class Clock:
-    "A clock that moves a second with each look"
-    def __init__(self, at=START): self.at = at
-    def __call__(self):
-        self.at += timedelta(seconds=1)
-        return self.at
 
 
 def filled(path, n=40, clock=None):

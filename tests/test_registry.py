@@ -7,25 +7,16 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta, timezone
 from types import SimpleNamespace
 
 import pytest
+from conftest import START, Clock
 
 from genai_playbook.errors import PlaybookError
 from genai_playbook.ledger import Ledger, ledger_problems, served_at
 from genai_playbook.registry import (ALIAS, TAG, LedgerRegistry, MLflowRegistry, Move, against, champion, history_problems, history_table, plot_history, rollback_target, served_then,
                                      standing, unusable)
-
-START = datetime(2026, 3, 2, 9, tzinfo=timezone.utc)
-
-
-class Clock:
-    "A clock that moves a second with each look"
-    def __init__(self, at=START): self.at = at
-    def __call__(self):
-        self.at += timedelta(seconds=1)
-        return self.at
 
 
 def go(reg, version, who='Head of service', **facts):
