@@ -252,7 +252,7 @@ def decide(
     untouched = [d for d in sc['missing'] if d not in {g.chapter for g in hard} and d not in broke]
     v = NO_GO if failed else UNDECIDED if open_ or broke or untouched or sc['partial'] else GO
     code = 1 if failed else 4 if broke else 3 if v!=GO else 0
-    reasons = [f'{g.code} failed: {g.name.lower()} {_bounds(g)}' for g in failed] + [f'{g.code} {g.verdict.lower()}: {g.name.lower()} {_bounds(g)}' for g in open_]
+    reasons = [_reason(g) for g in failed+open_]
     reasons += [f'Chapter {b} broke' for b in broke] + ([f"Nobody measured {', '.join(untouched)}"] if untouched else [])
     reasons += [f'{c} is waived' for c in sc['waived']]
     steps = [gate_step(g) for g in failed]
@@ -263,9 +263,9 @@ def decide(
     return Decision(v, _headline(v, sc, failed, open_, broke, untouched), reasons, steps, sc, code)
 
 # %% ../nbs/foundations/evidence.ipynb #c1d2ff80
-def _bounds(g):
-    if g.verdict==NOT_TESTED or not g.n: return f'({g.note or "nothing was scored"})'
-    return f'is {numbers_text(g)} (n = {g.n:,}{f", and {g.unscored:,} without a score" if g.unscored else ""})'
+def _reason(g):
+    if g.verdict==NOT_TESTED or not g.n: return f'{g.code} {g.verdict.lower()}: {g.name.lower()} ({g.note or "nothing was scored"})'
+    return f'{g.code} {"failed" if g.verdict==FAIL else g.verdict.lower()}: {g.metric} = {numbers_text(g)} (n = {g.n:,}{f", and {g.unscored:,} without a score" if g.unscored else ""})'
 
 def _headline(v, sc, failed, open_, broke, untouched):
     n,of = len(sc['covered']), len(sc['dimensions'])

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['GATES', 'ENOUGH', 'LATE', 'BUSY', 'Section', 'judge_of', 'candidate_of', 'started', 'own_traffic', 'real_plan',
-           'allowed', 'surprises', 'in_time', 'explore']
+           'allowed', 'surprises', 'in_time', 'replay_html', 'explore']
 
 # %% ../nbs/12_rollback.ipynb #ec93d669
-import functools
+import bisect, functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from .canary import DEFAULT_LIMITS, CanaryJudge
@@ -18,6 +19,7 @@ from .card_keys import OpenAISpec
 from .drill import Asked, DrillPlan, DrillRun, Version, lateness, version_of
 from .errors import PlaybookError
 from .evidence import GateSpec
+from .exploring import View, choice, curve_svg, slider
 from .stats import Estimate, exact, n_zero_failures, proportion
 
 # %% ../nbs/12_rollback.ipynb #12e9dc3b
@@ -150,21 +152,25 @@ def in_time(
     return replace(est, enough=False, note=f'other programs used {others:.0%} of this machine and the client was {1000*late:.0f} ms late in a twentieth of its requests: too busy to tell; repeat it on a quiet machine')
 
 # %% ../nbs/12_rollback.ipynb #d42f8324
+def replay_html(
+    run:DrillRun,
+    second:float # after the drill's beginning
+)->dict[str,str]: # HTML: what is going on, the picture, the judge
+    "A drill as it stood at a moment"
+    ends = sorted((a for a in run.asked if a.end==a.end), key=lambda a: a.end)
+    arms = {'present version': [a.end for a in ends if a.arm=='baseline'], 'candidate': [a.end for a in ends if a.arm=='canary'], 'of those, bad': [a.end for a in ends if a.arm=='canary' and a.bad]}
+    most = max(map(len, arms.values())) or 1
+    done = {k: bisect.bisect_right(v, second) for k,v in arms.items()}
+    now = 'before the canary' if second<run.began else 'everybody is on the version before' if run.decided is not None and second>=run.decided else 'the canary has users'
+    told = f'{done["present version"]:,} answers of the present version, {done["candidate"]:,} of the candidate, {done["of those, bad"]:,} of those bad'
+    picture = curve_svg({k: (v, [(i+1)/most for i in range(len(v))]) for k,v in arms.items()}, f'Answers until {second:.1f} s: {told}', (0., max(a.end for a in ends)), lambda s: f'{s:.1f} s', second)
+    judge = next((j for t,j in reversed(run.looks) if t<=second), None)
+    return dict(verdict=f'<p role="status"><strong>At {second:.1f} s {now}</strong>: {told}.</p>', picture=f'<div>Answers so far, as shares of {most:,}; ▲: the moment</div>{picture}', judge=f'<p>The judge: {escape(judge.because) if judge else "nothing to judge yet"}</p>')
+
 def explore(
-    drills:Mapping[str,DrillRun]
-): # ipywidgets widget
+    drills:Mapping[str,DrillRun] # those in which nobody was answered are left out
+)->View:
     "Plays a drill back"
-    import ipywidgets as w
-    which,at,said = w.Dropdown(options=list(drills), description='drill'),w.FloatSlider(description='second', step=.1, min=0, max=1, readout_format='.1f'),w.HTML()
-    def show(change=None):
-        run = drills[which.value]
-        at.max = max(a.end for a in run.asked)
-        past = [a for a in run.asked if a.end<=at.value]
-        j = next((j for t,j in reversed(run.looks) if t<=at.value), None)
-        now = 'before the canary' if at.value<run.began else 'everybody is on the version before' if run.decided is not None and at.value>=run.decided else 'the canary has users'
-        said.value = f'<b>{now}</b><br>{sum(a.arm=="baseline" for a in past):,} answers of the present version, {sum(a.arm=="canary" for a in past):,} of the candidate, {sum(a.bad and a.arm=="canary" for a in past):,} of those bad<br>{j.because if j else "nothing to judge yet"}'
-    def end(change=None): show(); at.value = at.max; show()
-    which.observe(end, 'value')
-    at.observe(show, 'value')
-    end()
-    return w.VBox([which, at, said])
+    ends = {k: max((a.end for a in d.asked if a.end==a.end), default=0.) for k,d in drills.items()}
+    def show(drill, played): return replay_html(drills[drill], played*ends[drill])
+    return View('rollback', dict(drill=choice('drill', [k for k,e in ends.items() if e], 'Which drill is played back'), played=slider('played', 1., 0., 1., 'How much of the drill has passed', step=.005)), show, ('verdict', 'picture', 'judge'))

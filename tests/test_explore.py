@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from genai_playbook import bias_explore, exploring, latency_explore, load_explore, robustness_explore, security_explore, success_explore, trust_explore
+from genai_playbook import bias_explore, exploring, latency_explore, load_explore, robustness_explore, rollback, security_explore, success_explore, trust_explore
+from genai_playbook.canary import Judgement
 from genai_playbook.capacity import Replica
+from genai_playbook.drill import Asked, DrillRun
 from genai_playbook.errors import PlaybookError
 from genai_playbook.exploring import MARKS, Control, Debounce, View, contrast, live_session, said, slider
 from genai_playbook.groups import largest_gap, outcomes, worst_gap
 from genai_playbook.models import PythonModel
+from genai_playbook.release_faults import BadRelease
 from genai_playbook.stats import Estimate, proportion
 from genai_playbook.system import System
 
@@ -470,3 +473,23 @@ def test_governance_filters_the_matrix():
     first,last = (view.controls['catalogue'].options['options'][i] for i in (0, -1))
     assert view.parts(catalogue=first)['matrix']!=view.parts(catalogue=last)['matrix']
     assert 'could not' not in explore([]).still()
+
+
+# rollback: a drill is played back
+
+def drilled(**more):
+    asked = [Asked(i/10, i/10, i/10+.05, 'canary' if i%5==4 else 'baseline', bad=i%5==4 and i>=20) for i in range(40)]+[Asked(3.9)]  # the last got no answer
+    return DrillRun('errors', BadRelease('errors', 1., 0), 10., .2, .45, asked, [dict(what='rollback', at=3.)], [], **more)
+
+def test_a_drill_is_played_back_and_forth():
+    view = labelled(rollback.explore(dict(errors=drilled(), nobody=replace(drilled(), asked=[]))))
+    assert '32 answers of the present version, 8 of the candidate, 4 of those bad' in view.still() and 'everybody is on the version before' in view.still()
+    assert view.controls['drill'].options['options']==['errors']  # where nobody was answered there is nothing to play
+    half = view.parts(played=.5)
+    assert '16 answers of the present version, 4 of the candidate, 0 of those bad' in half['verdict'] and 'the canary has users' in half['verdict'] and '<svg' in half['picture']
+    assert 'before the canary' in view.parts(played=0.)['verdict'] and 'nothing to judge yet' in view.parts()['judge']
+
+def test_what_a_judge_says_is_text():
+    run = drilled()
+    run.looks.append((1., Judgement('wait', HOSTILE, [], {})))
+    no_markup_of(rollback.explore(dict(errors=run)).still())
