@@ -11,7 +11,7 @@ __all__ = ['short_enough', 'block_injection', 'block_clear_injection', 'redact_p
 import asyncio, functools, inspect, re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from .cleansing import clean, fold, spliced
-from .detectors import leaks_prompt, profanity, rule_score
+from .detectors import injection, leaks_prompt, profanity
 from .errors import PlaybookError
 from .personal import PERSONAL, Span, personal_data, secrets
 from .system import GUARD_SECONDS, Shown, check, handed_over, passes
@@ -35,9 +35,9 @@ def injection_filter(
     threshold:float=.5, # least score that is stopped, 0 … 1
     depth:int=2 # layers of disguise that are taken off
 )->Callable[[str],str|None]:
-    "Makes an input guard that stops attacks on the prompt, by the rules: the wording's model takes a message with its facts around it for an attack too often"
+    "Makes an input guard that stops attacks on the prompt"
     if not 0<threshold<=1: raise PlaybookError(f'The threshold of an injection filter lies between 0 and 1; it is {threshold}.')
-    def block_injection(text): return None if rule_score(text, depth)>=threshold else text
+    def block_injection(text): return None if injection(text, depth).score>=threshold else text
     return block_injection
 
 block_injection = injection_filter()
