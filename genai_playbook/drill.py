@@ -142,6 +142,7 @@ class DrillRun:
     decided = property(lambda self: next((e['at'] for e in self.events if e['what']=='rollback'), None))
     detected = property(lambda self: None if self.decided is None else self.decided-self.began)
     caught = property(lambda self: self.decided is not None)
+    answered = property(lambda self: sorted((a for a in self.asked if not math.isnan(a.end)), key=lambda a: a.end))
     dropped = property(lambda self: sum(not a.arm or math.isnan(a.end) for a in self.asked))
     canary = property(lambda self: [a for a in self.asked if a.arm=='canary' and a.end>=self.began])
     failed = property(lambda self: sum(a.failed for a in self.canary))

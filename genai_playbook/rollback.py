@@ -157,13 +157,13 @@ def replay_html(
     second:float # after the drill's beginning
 )->dict[str,str]: # HTML: what is going on, the picture, the judge
     "A drill as it stood at a moment"
-    ends = sorted((a for a in run.asked if a.end==a.end), key=lambda a: a.end)
-    arms = {'present version': [a.end for a in ends if a.arm=='baseline'], 'candidate': [a.end for a in ends if a.arm=='canary'], 'of those, bad': [a.end for a in ends if a.arm=='canary' and a.bad]}
+    ended = run.answered
+    arms = {'present version': [a.end for a in ended if a.arm=='baseline'], 'candidate': [a.end for a in ended if a.arm=='canary'], 'of those, bad': [a.end for a in ended if a.arm=='canary' and a.bad]}
     most = max(map(len, arms.values())) or 1
     done = {k: bisect.bisect_right(v, second) for k,v in arms.items()}
     now = 'before the canary' if second<run.began else 'everybody is on the version before' if run.decided is not None and second>=run.decided else 'the canary has users'
     told = f'{done["present version"]:,} answers of the present version, {done["candidate"]:,} of the candidate, {done["of those, bad"]:,} of those bad'
-    picture = curve_svg({k: (v, [(i+1)/most for i in range(len(v))]) for k,v in arms.items()}, f'Answers until {second:.1f} s: {told}', (0., max(a.end for a in ends)), lambda s: f'{s:.1f} s', second)
+    picture = curve_svg({k: (v, [(i+1)/most for i in range(len(v))]) for k,v in arms.items()}, f'Answers until {second:.1f} s: {told}', (0., ended[-1].end), lambda s: f'{s:.1f} s', second)
     judge = next((j for t,j in reversed(run.looks) if t<=second), None)
     return dict(verdict=f'<p role="status"><strong>At {second:.1f} s {now}</strong>: {told}.</p>', picture=f'<div>Answers so far, as shares of {most:,}; ▲: the moment</div>{picture}', judge=f'<p>The judge: {escape(judge.because) if judge else "nothing to judge yet"}</p>')
 
@@ -171,6 +171,6 @@ def explore(
     drills:Mapping[str,DrillRun] # those in which nobody was answered are left out
 )->View:
     "Plays a drill back"
-    ends = {k: max((a.end for a in d.asked if a.end==a.end), default=0.) for k,d in drills.items()}
+    ends = {k: d.answered[-1].end for k,d in drills.items() if d.answered}
     def show(drill, played): return replay_html(drills[drill], played*ends[drill])
-    return View('rollback', dict(drill=choice('drill', [k for k,e in ends.items() if e], 'Which drill is played back'), played=slider('played', 1., 0., 1., 'How much of the drill has passed', step=.005)), show, ('verdict', 'picture', 'judge'))
+    return View('rollback', dict(drill=choice('drill', list(ends), 'Which drill is played back'), played=slider('played', 1., 0., 1., 'How much of the drill has passed', step=.005)), show, ('verdict', 'picture', 'judge'))
